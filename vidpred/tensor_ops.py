@@ -1,0 +1,36 @@
+"""Small operations on clips. A clip batch is (B, T, C, H, W) at every public door."""
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def append_dims(x: Tensor, ndim: int) -> Tensor:
+    """Adds trailing axes of length 1 until `x` has `ndim` axes."""
+    return x[(...,) + (None,) * (ndim - x.ndim)]
+
+
+def fold_frames(x: Tensor) -> Tensor:
+    """(B, T, ...) -> (B*T, ...)."""
+    return x.flatten(0, 1)
+
+
+def unfold_frames(x: Tensor, batch: int) -> Tensor:
+    """(B*T, ...) -> (B, T, ...)."""
+    return rearrange(x, "(b t) ... -> b t ...", b=batch)
+
+
+def check_clip(name: str, x: Tensor) -> None:
+    """Raises ValueError unless `x` has the axes of a clip batch (B, T, C, H, W)."""
+    if x.ndim != 5:
+        raise ValueError(f"{name} must be (B, T, C, H, W), got shape {tuple(x.shape)}")
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames in [0, 1] -> uint8, clamped and rounded to the nearest level."""
+    return (frames.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 frames -> float32 in [0, 1]."""
+    return frames.float() / 255
