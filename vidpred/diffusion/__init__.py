@@ -1,0 +1,33 @@
+"""Diffusion: levels, schedules, parameterizations, clip bounds and samplers. It knows no network."""
+
+from vidpred.diffusion.clipping import ClipBound, ClipBoundConfig, build_clip
+from vidpred.diffusion.config import DiffusionConfig
+from vidpred.diffusion.levels import NoiseLevel, add_noise, implied_noise
+from vidpred.diffusion.parameterizations import Parameterization, build_parameterization
+from vidpred.diffusion.samplers import (
+    SamplingConfig,
+    StepReport,
+    build_sampler,
+    sample_ddim,
+    sample_ddpm,
+)
+from vidpred.diffusion.schedules import NoiseSchedule, ScheduleConfig
+
+__all__ = [
+    "ClipBound",
+    "ClipBoundConfig",
+    "DiffusionConfig",
+    "NoiseLevel",
+    "NoiseSchedule",
+    "Parameterization",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "StepReport",
+    "add_noise",
+    "build_clip",
+    "build_parameterization",
+    "build_sampler",
+    "implied_noise",
+    "sample_ddim",
+    "sample_ddpm",
+]
