@@ -1,0 +1,7 @@
+"""Prediction: a trained denoiser, its autoencoder and its calibration, from given frames to predicted ones."""
+
+from vidpred.prediction.calibration import LatentCalibration, measure_calibration
+from vidpred.prediction.predictor import Predictor
+from vidpred.prediction.range_lines import ClipCount, clip_advice
+
+__all__ = ["ClipCount", "LatentCalibration", "Predictor", "clip_advice", "measure_calibration"]
