@@ -31,8 +31,8 @@ class AutoencoderConfig:
     """Which autoencoder: kl, tiny, mock or pixel_unshuffle."""
 
     pixel_norm: Literal["centered", "imagenet"] = "centered"
-    """Pixels before encoding: centered = (x - 0.5) / 0.5 as Stable Diffusion's VAEs want it; imagenet = its mean
-    and standard deviation."""
+    """Pixels before encoding: centered = (x - 0.5) / 0.5 as Stable Diffusion's VAEs want it; imagenet = its
+    mean and standard deviation."""
 
     frames_per_chunk: int = 16
     """Frames that are encoded or decoded at once; lower it when the autoencoder runs out of memory."""
@@ -43,12 +43,10 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         if self.frames_per_chunk < 1:
             raise UserError(
-                f"autoencoder.frames_per_chunk: {self.frames_per_chunk} is less than 1: give a positive number"
+                f"autoencoder.frames_per_chunk: {self.frames_per_chunk} is less than 1; give a larger one"
             )
         if self.pixel_norm not in PIXEL_NORMS:
-            raise UserError(
-                f"autoencoder.pixel_norm: '{self.pixel_norm}' is not known; choose one of {', '.join(PIXEL_NORMS)}"
-            )
+            raise UserError(f"autoencoder.pixel_norm: '{self.pixel_norm}' is not one of {', '.join(PIXEL_NORMS)}")
 
 
 class Autoencoder(nn.Module):
@@ -69,7 +67,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(std), persistent=False)
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) -> latents (N, C, H/f, W/f); the mean where the code is a distribution."""
+        """Normalised images (N, 3, H, W) -> latents (N, C, H/f, W/f); the mean where it is a distribution."""
         raise NotImplementedError
 
     def decode_images(self, latents: Tensor) -> Tensor:
@@ -78,7 +76,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
-        """uint8 frames (B, T, 3, H, W) -> float32 latents (B, T, C, H/f, W/f). H and W must be multiples of f."""
+        """uint8 frames (B, T, 3, H, W) -> float32 latents (B, T, C, H/f, W/f); f must divide H and W."""
         check_clip("frames", frames)
         self._check_frames(frames)
         return self._by_chunks(frames, lambda part: self.encode_images(self._normalize(part)))
@@ -114,7 +112,7 @@ class Autoencoder(nn.Module):
             raise ValueError(f"frames must be uint8 in [0, 255], got {frames.dtype}")
         channels, height, width = frames.shape[2:]
         if channels != 3:
-            raise UserError(f"{self.name} takes frames of 3 channels, got {channels}: convert the frames to RGB")
+            raise UserError(f"{self.name} takes frames of 3 channels, got {channels}: convert them to RGB")
         if height % self.down_factor or width % self.down_factor:
             raise UserError(
                 f"frames of {height}x{width} do not fit {self.name}: height and width must be multiples of "

@@ -11,7 +11,7 @@ from vidpred.errors import UserError
 
 def _check_factor(down_factor: int) -> None:
     if down_factor < 1:
-        raise UserError(f"autoencoder.down_factor: {down_factor} is less than 1: give a positive whole number")
+        raise UserError(f"autoencoder.down_factor: {down_factor} is less than 1; give a larger one")
 
 
 @dataclass
@@ -51,7 +51,7 @@ class PixelUnshuffleConfig(AutoencoderConfig):
 
 
 class MockAutoencoder(Autoencoder):
-    """3 latent channels, in [-1, 1] with the centered pixel norm; decoding loses what is finer than f pixels."""
+    """3 latent channels, in [-1, 1] with the centered pixel norm; what is finer than f pixels is lost."""
 
     def encode_images(self, images: Tensor) -> Tensor:
         return F.avg_pool2d(images, self.down_factor)
@@ -79,5 +79,5 @@ def build_mock(config: MockConfig) -> Autoencoder:
 @AUTOENCODERS.register("pixel_unshuffle", PixelUnshuffleConfig)
 def build_pixel_unshuffle(config: PixelUnshuffleConfig) -> Autoencoder:
     name = f"the pixel-unshuffle autoencoder (down_factor {config.down_factor})"
-    channels = 3 * config.down_factor**2
-    return PixelUnshuffleAutoencoder(config, name=name, latent_channels=channels, down_factor=config.down_factor)
+    factor = config.down_factor
+    return PixelUnshuffleAutoencoder(config, name=name, latent_channels=3 * factor**2, down_factor=factor)

@@ -124,8 +124,8 @@ def load_vae(vae_class: type, config: PretrainedConfig) -> nn.Module:
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(
-            f"autoencoder.pretrained: {_where(config)} is not a complete {vae_class.__name__}: {len(wrong)} tensors "
-            f"are missing or do not fit (first: {wrong[0]}); use a folder that save_pretrained wrote"
+            f"autoencoder.pretrained: {_where(config)} is not a complete {vae_class.__name__}: "
+            f"{len(wrong)} tensors are missing or do not fit (first: {wrong[0]}); use a folder that save_pretrained wrote"
         )
     # Convolutions read channels-last without a transposition on GPUs and in oneDNN.
     return vae.to(memory_format=torch.channels_last)
@@ -176,14 +176,14 @@ def _where(config: PretrainedConfig) -> str:
 
 
 def _local_folder(config: PretrainedConfig) -> Optional[Path]:
-    """The local folder that `pretrained` names, or None for a hub name; a path that is not there is a UserError."""
+    """The local folder that `pretrained` names, None for a hub name; UserError when it is neither."""
     root = Path(config.pretrained).expanduser()
     folder = root / config.subfolder if config.subfolder else root
     if root.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"autoencoder.pretrained: {folder} holds no config.json; name the folder that save_pretrained wrote "
-                "(autoencoder.subfolder: vae for a whole pipeline)"
+                f"autoencoder.pretrained: {folder} holds no config.json; name the folder that save_pretrained "
+                "wrote (autoencoder.subfolder: vae for a whole pipeline)"
             )
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", config.pretrained):
@@ -197,8 +197,9 @@ def _local_folder(config: PretrainedConfig) -> Optional[Path]:
 def _check_class(folder: Path, vae_class: type) -> None:
     name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     if name != vae_class.__name__:
-        cure = f"set autoencoder.kind to {KIND_OF_CLASS[name]}" if name in KIND_OF_CLASS else "use another VAE"
-        raise UserError(f"autoencoder.pretrained: {folder} holds a {name}, not an {vae_class.__name__}: {cure}")
+        kind = KIND_OF_CLASS.get(name)
+        cure = f"set autoencoder.kind to {kind}" if kind else "use another VAE"
+        raise UserError(f"autoencoder.pretrained: {folder} holds {name}, not {vae_class.__name__}; {cure}")
 
 
 def _cannot_load(config: PretrainedConfig, local: Optional[Path], error: Exception | str) -> str:

@@ -1,4 +1,4 @@
-"""Does the autoencoder give back what it was given? Asked once at start, so that a wrong one is named at once."""
+"""Does the autoencoder give back what it was given? Asked at start, so that a wrong one is named at once."""
 
 import torch
 from torch import Tensor
@@ -22,12 +22,15 @@ def reconstruction_psnr(autoencoder: Autoencoder, frames: Tensor) -> float:
 
 
 def check_reconstruction(autoencoder: Autoencoder, frames: Tensor, min_psnr: float) -> float:
-    """Returns the reconstruction PSNR of uint8 `frames` (B, T, 3, H, W); below `min_psnr` a UserError names the VAE."""
+    """Reconstruction PSNR in dB of uint8 `frames` (B, T, 3, H, W).
+
+    A UserError names the autoencoder when it is below `min_psnr` or the reconstruction is not finite.
+    """
     psnr = reconstruction_psnr(autoencoder, frames)
     if not psnr >= min_psnr:  # written this way round so that not-a-number fails too
         raise UserError(
-            f"{autoencoder.name} gives training frames back at {psnr:.1f} dB PSNR, less than {min_psnr:g}: its weights "
-            "or its pixel normalisation are wrong for these frames; check autoencoder.pretrained and "
-            "autoencoder.pixel_norm, or lower autoencoder.min_psnr"
+            f"{autoencoder.name} gives training frames back at {psnr:.1f} dB PSNR, less than {min_psnr:g}: its "
+            "weights or its pixel normalisation are wrong for these frames; check autoencoder.pretrained "
+            "and autoencoder.pixel_norm, or lower autoencoder.min_psnr"
         )
     return psnr
