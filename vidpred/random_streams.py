@@ -4,7 +4,7 @@ Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 
 bijection of 128-bit counters: no state, no order, no host generator. Here
 
     key (k0, k1)             = a 64-bit hash of (seed, purpose)
-    counter (c0, c1, c2, c3) = (block within the row, 0, draw's low word, draw's high word)
+    counter (c0, c1, c2, c3) = (draw's low word, block within the row, draw's high word, 0)
 
 so a row depends on nothing but (seed, purpose, its draw number): not on the batch around it, the rank, the device
 or what was drawn before. Words are 32-bit numbers held in int64 tensors.
@@ -66,7 +66,8 @@ def _words(seed: int, purpose: str, draws: Tensor, blocks: int) -> tuple[Tensor,
     key = stream_key(seed, purpose)
     block = torch.arange(blocks, device=draws.device)[None]  # (1, blocks)
     row = draws[:, None]  # (B, 1)
-    counter = (block, torch.zeros_like(block), row & WORD, (row >> 32) & WORD)
+    # The block goes where Philox only xors: torch.compile multiplies an arange in 32 bits and overflows.
+    counter = (row & WORD, block, (row >> 32) & WORD, torch.zeros_like(row))
     return philox(counter, (key & WORD, key >> 32))
 
 
