@@ -28,7 +28,8 @@ def test_pixel_unshuffle_is_lossless(pixel_norm, factor):
     frames = random_frames(2, 3, 3, 8, 12)
     autoencoder = build_autoencoder(PixelUnshuffleConfig(down_factor=factor, pixel_norm=pixel_norm))
     latents = autoencoder.encode(frames)
-    assert latents.shape == (2, 3, 3 * factor**2, 8 // factor, 12 // factor) and latents.dtype == torch.float32
+    assert latents.shape == (2, 3, 3 * factor**2, 8 // factor, 12 // factor)
+    assert latents.dtype == torch.float32
     assert autoencoder.latent_channels == latents.shape[2] and autoencoder.down_factor == factor
     assert torch.equal(to_uint8(autoencoder.decode(latents)), frames)
 

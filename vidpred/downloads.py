@@ -11,16 +11,19 @@ def reachable(url: str, seconds: float = 4.0) -> bool:
     Proxies of the environment are used. The request runs in a thread of its own because looking up a host
     name without a network can block far longer than any socket timeout.
     """
-    answered = threading.Event()
+    finished, answers = threading.Event(), []
 
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            answers.append(url)
         except urllib.error.HTTPError:
-            pass  # an answer too
+            answers.append(url)  # a refusal is an answer too
         except (OSError, ValueError):  # URLError and timeouts are OSErrors; a malformed proxy is a ValueError
-            return
-        answered.set()
+            pass
+        finally:
+            finished.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(seconds)
+    finished.wait(seconds)
+    return bool(answers)

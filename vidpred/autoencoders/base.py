@@ -46,7 +46,8 @@ class AutoencoderConfig:
                 f"autoencoder.frames_per_chunk: {self.frames_per_chunk} is less than 1; give a larger one"
             )
         if self.pixel_norm not in PIXEL_NORMS:
-            raise UserError(f"autoencoder.pixel_norm: '{self.pixel_norm}' is not one of {', '.join(PIXEL_NORMS)}")
+            known = ", ".join(PIXEL_NORMS)
+            raise UserError(f"autoencoder.pixel_norm: '{self.pixel_norm}' is unknown; choose one of {known}")
 
 
 class Autoencoder(nn.Module):

@@ -125,7 +125,8 @@ def load_vae(vae_class: type, config: PretrainedConfig) -> nn.Module:
     if wrong:
         raise UserError(
             f"autoencoder.pretrained: {_where(config)} is not a complete {vae_class.__name__}: "
-            f"{len(wrong)} tensors are missing or do not fit (first: {wrong[0]}); use a folder that save_pretrained wrote"
+            f"{len(wrong)} tensors are missing or do not fit (first: {wrong[0]}); use a folder that "
+            "save_pretrained wrote"
         )
     # Convolutions read channels-last without a transposition on GPUs and in oneDNN.
     return vae.to(memory_format=torch.channels_last)
@@ -182,8 +183,8 @@ def _local_folder(config: PretrainedConfig) -> Optional[Path]:
     if root.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"autoencoder.pretrained: {folder} holds no config.json; name the folder that save_pretrained "
-                "wrote (autoencoder.subfolder: vae for a whole pipeline)"
+                f"autoencoder.pretrained: {folder} holds no config.json; name the folder that "
+                "save_pretrained wrote (autoencoder.subfolder: vae for a whole pipeline)"
             )
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", config.pretrained):

@@ -29,8 +29,8 @@ def check_reconstruction(autoencoder: Autoencoder, frames: Tensor, min_psnr: flo
     psnr = reconstruction_psnr(autoencoder, frames)
     if not psnr >= min_psnr:  # written this way round so that not-a-number fails too
         raise UserError(
-            f"{autoencoder.name} gives training frames back at {psnr:.1f} dB PSNR, less than {min_psnr:g}: its "
-            "weights or its pixel normalisation are wrong for these frames; check autoencoder.pretrained "
+            f"{autoencoder.name} gives training frames back at {psnr:.1f} dB PSNR, less than {min_psnr:g}: "
+            "its weights or its pixel normalisation are wrong for these frames; check autoencoder.pretrained "
             "and autoencoder.pixel_norm, or lower autoencoder.min_psnr"
         )
     return psnr
