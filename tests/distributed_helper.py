@@ -49,7 +49,17 @@ def run_torchrun(
     With `check`, an exit code other than 0 is an AssertionError that holds the output. `cwd` defaults to the
     checkout; `env` is added to the environment. stdout and stderr come back as text.
     """
-    command = torchrun_command(script_or_module, args, nproc)
+    return run_command(torchrun_command(script_or_module, args, nproc), timeout, env, cwd, check)
+
+
+def run_command(
+    command: Sequence[str],
+    timeout: float,
+    env: Optional[Mapping[str, str]] = None,
+    cwd: Optional[Path] = None,
+    check: bool = True,
+) -> subprocess.CompletedProcess:
+    """The same for any command line (a tool in a plain process)."""
     process = subprocess.Popen(
         command, env=child_environment(env), cwd=cwd or REPOSITORY, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -93,5 +103,5 @@ def _kill(pids: set[int]) -> None:
             pass
 
 
-def _report(what: str, command: list[str], out: str, err: str) -> str:
+def _report(what: str, command: Sequence[str], out: str, err: str) -> str:
     return f"{what}: {' '.join(command)}\n--- stdout\n{out[-8000:]}\n--- stderr\n{err[-8000:]}"

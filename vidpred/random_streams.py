@@ -83,7 +83,7 @@ def uniform(
     count = math.prod(shape)
     words = _words(seed, purpose, draws.to(device or draws.device), -(-count // 4))
     numbers = torch.stack([(word >> 8).float() * 2.0**-24 for word in words], dim=-1)
-    return numbers.flatten(1)[:, :count].reshape(-1, *shape)
+    return numbers.flatten(1)[:, :count].reshape(len(draws), *shape)
 
 
 def normal(
@@ -98,7 +98,7 @@ def normal(
     words = _words(seed, purpose, draws.to(device or draws.device), -(-count // 4))
     pairs = [_box_muller(words[0], words[1]), _box_muller(words[2], words[3])]
     numbers = torch.stack([number for pair in pairs for number in pair], dim=-1)
-    return numbers.flatten(1)[:, :count].reshape(-1, *shape)
+    return numbers.flatten(1)[:, :count].reshape(len(draws), *shape)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
