@@ -1,7 +1,16 @@
 """Prediction: a trained denoiser, its autoencoder and its calibration, from given frames to predicted ones."""
 
 from vidpred.prediction.calibration import LatentCalibration, measure_calibration
+from vidpred.prediction.loading import load_predictor, predictor_from_checkpoint
 from vidpred.prediction.predictor import Predictor
 from vidpred.prediction.range_lines import ClipCount, clip_advice
 
-__all__ = ["ClipCount", "LatentCalibration", "Predictor", "clip_advice", "measure_calibration"]
+__all__ = [
+    "ClipCount",
+    "LatentCalibration",
+    "Predictor",
+    "clip_advice",
+    "load_predictor",
+    "measure_calibration",
+    "predictor_from_checkpoint",
+]

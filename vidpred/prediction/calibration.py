@@ -16,7 +16,7 @@ from vidpred import distributed
 from vidpred.errors import UserError
 from vidpred.tensor_ops import append_dims, check_clip
 
-SMALLEST_DEVIATION = 1e-6  # a channel below it is constant: dividing by its deviation would amplify rounding
+SMALLEST_DEVIATION = 1e-6  # of 1 + |mean|: below it a channel is constant, and its deviation is rounding
 
 
 class LatentCalibration(nn.Module):
@@ -95,7 +95,8 @@ def _from_moments(sums: Tensor, low: Tensor, high: Tensor) -> LatentCalibration:
         )
     mean = total / count
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-    scale = torch.where(deviation > SMALLEST_DEVIATION, deviation, torch.ones_like(deviation))
+    varies = deviation > SMALLEST_DEVIATION * (1 + mean.abs())
+    scale = torch.where(varies, deviation, torch.ones_like(deviation))
     calibration = LatentCalibration(len(mean)).to(sums.device)
     calibration.shift.copy_(mean)
     calibration.scale.copy_(scale)

@@ -1,0 +1,195 @@
+"""The predictor with stand-ins whose answer is known: shapes, windows, randomness, ranges, errors."""
+
+import pytest
+import torch
+
+from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
+from vidpred.diffusion import ClipBoundConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
+from vidpred.errors import UserError
+from vidpred.prediction import LatentCalibration, Predictor, clip_advice, measure_calibration
+from vidpred.prediction.rollout import rollout
+from vidpred.tensor_ops import append_dims
+
+CONTEXT, HORIZON = 2, 5
+
+
+def flat_clip(batch=2, frames=3, height=16, width=24):
+    """Uniform frames, which the mock autoencoder reproduces exactly: grey 40, 50, 60, ... per row + 3."""
+    grey = 40 + 10 * torch.arange(frames)[None] + 3 * torch.arange(batch)[:, None]
+    return grey[:, :, None, None, None].expand(batch, frames, 3, height, width).to(torch.uint8)
+
+
+def continue_the_ramp(x, level, given, frame_times):
+    """x0 of frame t = last given frame + (t - its time) * (last given - the one before)."""
+    last = given.sum(dim=1)[0] - 1
+    slope = x[:, last] - x[:, last - 1]
+    ahead = append_dims(frame_times - frame_times[:, last, None], x.ndim)
+    return x[:, last, None] + ahead * slope[:, None]
+
+
+def follow_the_noise(x, level, given, frame_times):
+    """Depends on x, so that another noise is another prediction."""
+    return 0.8 * torch.tanh(x + 0.2 * x.roll(1, dims=1))
+
+
+def make(denoiser, clip="none", log=None, zero_terminal_snr=True, **sampling):
+    autoencoder = build_autoencoder(AUTOENCODERS.from_mapping({"kind": "mock"}))
+    calibration = LatentCalibration(autoencoder.latent_channels)
+    config = SamplingConfig(**{"num_inference_steps": 4, "clip": ClipBoundConfig(kind=clip), **sampling})
+    schedule = NoiseSchedule(ScheduleConfig(zero_terminal_snr=zero_terminal_snr))
+    return Predictor(denoiser, autoencoder, calibration, schedule, config, CONTEXT, HORIZON, log)
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7])
+def test_windows_slide_over_what_was_predicted(num_frames):
+    frames = flat_clip()
+    predicted = make(continue_the_ramp).predict(frames, num_frames)
+    expected = frames[:, -1:].int() + 10 * torch.arange(1, num_frames + 1)[None, :, None, None, None]
+    assert predicted.dtype == torch.uint8 and predicted.shape == (2, num_frames, 3, 16, 24)
+    assert torch.equal(predicted.int(), expected)
+
+
+def test_one_clip_or_a_batch():
+    predictor = make(follow_the_noise)
+    frames = flat_clip()
+    single = predictor.predict(frames[0], 3)
+    assert single.shape == (3, 3, 16, 24)
+    assert torch.equal(single, predictor.predict(frames, 3)[0])
+
+
+def test_a_rows_randomness_is_its_seed_purpose_and_draw_alone():
+    predictor = make(follow_the_noise, eta=0.5)
+    frames = flat_clip(batch=3)
+    draws = torch.tensor([7, 1, 4])
+    together = predictor.predict(frames, 6, draws=draws)
+    for row in range(3):
+        alone = predictor.predict(frames[row : row + 1], 6, draws=draws[row : row + 1])
+        assert torch.equal(alone[0], together[row])
+    assert not torch.equal(predictor.predict(frames, 6, draws=draws + 1), together)
+    assert not torch.equal(predictor.predict(frames, 6, seed=1, draws=draws), together)
+    assert not torch.equal(predictor.predict(frames, 6, draws=draws, purpose="evaluation"), together)
+    assert torch.equal(predictor.predict(frames, 6, draws=draws), together)
+    # A second window draws noise of its own: noise that returned would make motion periodic.
+    assert not torch.equal(together[:, 0:3], together[:, 3:6])
+
+
+@pytest.mark.parametrize("sampler, eta", [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])
+@pytest.mark.parametrize("clip", ["none", "static", "auto", "dynamic"])
+@pytest.mark.parametrize("zero_terminal_snr", [True, False])
+def test_every_sampler_with_every_bound_keeps_given_frames(sampler, eta, clip, zero_terminal_snr):
+    predictor = make(follow_the_noise, clip, None, zero_terminal_snr, sampler=sampler, eta=eta)
+    latents = torch.randn(2, HORIZON, 3, 4, 6)
+    given = torch.tensor([[True, False, False, True, False], [False, False, True, False, True]])
+    unknown = torch.where(append_dims(given, 5), latents, torch.nan)  # what unknown frames hold is ignored
+    times = torch.arange(HORIZON).float().expand(2, -1)
+    sampled = predictor.sample_latents(unknown, given, times, torch.arange(2), seed=3)
+    assert torch.equal(sampled[given], latents[given])
+    assert sampled.isfinite().all() and sampled.shape == latents.shape
+
+
+def test_the_auto_bound_is_the_calibrations_range():
+    predictor = make(lambda x, *rest: torch.full_like(x, 100.0), clip="auto")
+    calibration = predictor.calibration
+    calibration.low.copy_(torch.tensor([-1.0, -2.0, 0.0]))
+    calibration.high.copy_(torch.tensor([1.0, 4.0, 10.0]))
+    predictor = Predictor(
+        predictor.denoiser, predictor.autoencoder, calibration, predictor.schedule, predictor.sampling, 2, 5
+    )
+    given = torch.arange(5).expand(1, -1) < 2
+    sampled = predictor.sample_latents(
+        torch.zeros(1, 5, 3, 2, 2), given, torch.arange(5.0)[None], torch.zeros(1).long(), 0
+    )
+    expected = torch.tensor([1.2, 4.6, 11.0])  # a margin of 0.1 of the range
+    torch.testing.assert_close(sampled[0, 2:].amax(dim=(0, 2, 3)), expected)
+
+
+def test_encode_and_decode_are_calibrated_and_not_clamped():
+    predictor = make(follow_the_noise)
+    frames = torch.randint(0, 256, (2, 4, 3, 16, 16), dtype=torch.uint8)
+    measured = measure_calibration(predictor.autoencoder.encode, [frames], channels=3)
+    predictor.calibration.load_state_dict(measured.state_dict())
+    latents = predictor.encode(frames)
+    assert latents.shape == (2, 4, 3, 4, 4) and latents.dtype == torch.float32
+    torch.testing.assert_close(latents.mean(dim=(0, 1, 3, 4)), torch.zeros(3), rtol=0, atol=1e-4)
+    torch.testing.assert_close(latents.std(dim=(0, 1, 3, 4), correction=0), torch.ones(3), rtol=0, atol=1e-4)
+    decoded = predictor.decode(latents)
+    torch.testing.assert_close(decoded, predictor.autoencoder.decode(predictor.autoencoder.encode(frames)))
+    assert predictor.decode(latents * 100).max() > 1
+
+
+def test_steps_and_callback():
+    predictor = make(follow_the_noise)
+    reports = []
+    predictor.predict(flat_clip(), 4, callback=reports.append)
+    assert [report.step for report in reports] == [0, 1, 2, 3] * 2  # two windows
+    reports.clear()
+    predictor.predict(flat_clip(), 3, num_inference_steps=7, callback=reports.append)
+    assert len(reports) == 7 and reports[0].level.alpha[0, -1] == 0
+
+
+def test_range_lines():
+    lines = []
+    predictor = make(lambda x, *rest: torch.full_like(x, 9.0), clip="static", log=lines.append)
+    predictor.predict(flat_clip(batch=1), 4)
+    # 4 steps x 2 windows x 3 unknown frames x 3 channels x 4 x 6, all of them clipped
+    assert lines[0] == "num_inference_steps=4"
+    assert lines[1].startswith("clipped=1728 values (100.000 %; many values clipped: lower the learning rate")
+    assert lines[2] == "Final latents range: [3.0000, 3.0000]"
+    assert lines[3] == "Denormalized: [3.0000, 3.0000] mean 3.0000 std 0.0000"
+    assert lines[4] == "Predicted frames range: [2.0000, 2.0000]"  # 3 * 0.5 + 0.5
+    assert make(follow_the_noise).log is None
+
+
+def test_clip_advice():
+    assert "lower the learning rate" in clip_advice(0.3)
+    assert "as it should be" in clip_advice(0.01)
+    assert "widen it to 4" in clip_advice(0.0)
+
+
+def test_broken_models_do_not_become_dark_videos():
+    with pytest.raises(UserError, match="latents are not finite"):
+        make(lambda x, *rest: x * torch.nan, clip="static").predict(flat_clip(), 2)
+
+    predictor = make(follow_the_noise)
+    predictor.decode = lambda latents: torch.full((2, 3, 3, 16, 24), torch.inf)
+    with pytest.raises(UserError, match="decoded values are not finite"):
+        predictor.predict(flat_clip(), 2)
+
+
+@pytest.mark.parametrize(
+    "frames, num_frames, message",
+    [
+        (torch.zeros(3, 3, 16, 16), 2, "uint8"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), 2, "T, 3, H, W"),
+        (torch.zeros(3, 16, 16, 3, dtype=torch.uint8), 2, "T, 3, H, W"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), 2, "context frames"),
+        (torch.zeros(3, 3, 18, 16, dtype=torch.uint8), 2, "18x16"),
+        (torch.zeros(3, 3, 16, 16, dtype=torch.uint8), 0, "num_frames"),
+    ],
+)
+def test_bad_input_is_named(frames, num_frames, message):
+    with pytest.raises(UserError, match=message):
+        make(follow_the_noise).predict(frames, num_frames)
+
+
+@pytest.mark.parametrize("context, horizon", [(0, 5), (5, 5)])
+def test_a_predictor_needs_given_and_unknown_frames(context, horizon):
+    p = make(follow_the_noise)
+    with pytest.raises(UserError, match="context_frames"):
+        Predictor(p.denoiser, p.autoencoder, p.calibration, p.schedule, p.sampling, context, horizon)
+
+
+def test_rollout_alone():
+    """Context longer than what a window adds: it is made of given and predicted latents."""
+    calls = []
+
+    def count_on(latents, given, frame_times, window):
+        calls.append((window, latents[0, :, 0, 0, 0].tolist(), given[0].tolist(), frame_times[0].tolist()))
+        first = latents[:, :1]
+        return first + append_dims(frame_times, 5)
+
+    context = torch.arange(3.0).reshape(1, 3, 1, 1, 1)
+    pieces = list(rollout(count_on, context, num_frames=3, window_frames=5))
+    assert [piece.shape[1] for piece in pieces] == [2, 1]
+    assert torch.cat(pieces, dim=1).flatten().tolist() == [3, 4, 5]
+    assert calls[1] == (1, [2, 3, 4, 0, 0], [True, True, True, False, False], [0, 1, 2, 3, 4])
