@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -94,8 +95,18 @@ time.sleep(300)
 def test_helper_ends_a_hanging_run_and_shows_its_output(tmp_path):
     with pytest.raises(AssertionError, match="(?s)still running after 4 s.*about to hang"):
         run_command([sys.executable, "-c", HANG, str(tmp_path / "pid")], timeout=4)
-    stat = Path("/proc", (tmp_path / "pid").read_text(), "stat")
-    assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"  # dead, perhaps not yet reaped
+    child = Path("/proc", (tmp_path / "pid").read_text(), "stat")
+    deadline = time.monotonic() + 10
+    while runs(child):
+        assert time.monotonic() < deadline, "the grandchild survived"
+
+
+def runs(stat):
+    """Whether a process is alive: neither gone nor waiting to be reaped."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_helper_shows_why_a_run_failed():
