@@ -145,7 +145,10 @@ def test_other_weights_are_an_error_not_a_wrong_score(backbone, tmp_path):
         Lpips("squeeze", weights=str(tmp_path / "list.pth"))
 
 
-@pytest.mark.parametrize("net, builder", [("alex", "alexnet"), ("squeeze", "squeezenet1_1"), ("vgg", "vgg16")])
+NETS = [("alex", "alexnet"), ("squeeze", "squeezenet1_1"), ("vgg", "vgg16")]
+
+
+@pytest.mark.parametrize("net, builder", NETS)
 def test_every_slice_finds_its_tensor_in_the_backbone(monkeypatch, net, builder):
     import lpips
     import torchvision

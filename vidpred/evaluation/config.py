@@ -1,0 +1,33 @@
+"""The configuration section `evaluation`."""
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+from vidpred.errors import UserError
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured, on how many clips."""
+
+    num_clips: int = 64
+    """Clips to evaluate, evenly spaced over the split; all of them where the split has fewer."""
+
+    batch_size: int = 8
+    """Clips that each process predicts at once; changes speed and memory only."""
+
+    lpips_net: Literal["squeeze", "alex", "vgg", "none"] = "squeeze"
+    """Backbone of LPIPS; its weights are a file in $TORCH_HOME/hub/checkpoints, or are downloaded there. none
+    leaves LPIPS out."""
+
+    lpips_weights: Optional[str] = None
+    """Path of the backbone's weights (torchvision's file), where it is not in $TORCH_HOME."""
+
+    num_panels: int = 4
+    """Clips whose context, truth and prediction are kept for pictures."""
+
+    def __post_init__(self) -> None:
+        for key, least in (("num_clips", 1), ("batch_size", 1), ("num_panels", 0)):
+            value = getattr(self, key)
+            if value < least:
+                raise UserError(f"evaluation.{key}: {value} is less than {least}; give a larger one")

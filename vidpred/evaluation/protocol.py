@@ -1,0 +1,59 @@
+"""The protocol: everything that a figure depends on, written beside it. Without it no two figures compare."""
+
+import dataclasses
+from importlib.metadata import version
+from typing import Any
+
+from vidpred.data.clips import ClipDataset
+from vidpred.evaluation.records import ClipScores
+from vidpred.evaluation.scoring import Judge, Trial
+from vidpred.metrics import PSNR_CAP, SSIM_PROTOCOL
+
+DEFINITIONS = {
+    "scored": "predicted frames only, never decoded from a video file",
+    "range": [0, 1],
+    "rounding": "uint8 before every metric, predictions clamped to the range",
+    "reduction": "mean over the frames of a clip, then over clips, float64 in clip order",
+    "interval": "ci95 is the half width of the 95 % confidence interval of the mean over clips (Student t)",
+    "psnr": f"per frame; {PSNR_CAP:g} dB for an exact copy",
+    "floor": "copy of the last given frame",
+    "linear": "last + h (last - previous) of the last two given frames at horizon h, clamped",
+    "ceiling": "the truth encoded and decoded by the autoencoder",
+    "motion_energy_ratio": (
+        "mean |frame[t + 1] - frame[t]| from the last given frame on, of the predictions over the truths, "
+        "each averaged over clips first"
+    ),
+    "clip_selection": "evenly spaced over the split; first window, centre crop, no flip",
+    "trajectories_per_clip": 1,
+}
+
+
+def protocol_of(
+    trial: Trial,
+    dataset: ClipDataset,
+    records: list[ClipScores],
+    judge: Judge,
+) -> dict[str, Any]:
+    """Plain data, independent of the number of processes and of the batch size."""
+    first, predictor = records[0], trial.predictor
+    sampling = dataclasses.asdict(predictor.sampling)
+    if trial.num_inference_steps is not None:
+        sampling["num_inference_steps"] = trial.num_inference_steps
+    height, width = first.frame_size
+    return {
+        "dataset": dataset.name,
+        "clips": len(records),
+        "clips_in_split": len(dataset),
+        "context_frames": first.context_frames,
+        "predicted_frames": len(first.scores["model"]["psnr"]),
+        "height": height,
+        "width": width,
+        "step": trial.step,
+        "ema": trial.ema,
+        "seed": trial.seed,
+        "sampling": sampling,
+        "autoencoder": getattr(predictor.autoencoder, "name", type(predictor.autoencoder).__name__),
+        "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
+        "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},
+        **DEFINITIONS,
+    }

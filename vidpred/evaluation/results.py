@@ -1,0 +1,136 @@
+"""The result of an evaluation: summaries, the JSON file, the table that is printed."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from vidpred.evaluation.records import METRICS, ROWS, ClipSample, ClipScores
+from vidpred.evaluation.statistics import Summary, half_width, summarize
+
+HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
+
+
+@dataclass
+class Evaluation:
+    """Scores of N clips in clip order; the same on every rank and for every number of ranks."""
+
+    protocol: dict[str, Any]
+    clips: list[ClipScores]
+    lpips_unavailable: Optional[str] = None
+    """Why there is no LPIPS; None where there is."""
+
+    @property
+    def samples(self) -> list[ClipSample]:
+        """A few clips with their frames, for `video_io.save_clip_panels`."""
+        return [clip.sample for clip in self.clips if clip.sample is not None]
+
+    @property
+    def motion_energy_ratio(self) -> Optional[float]:
+        """Motion of the predictions over the truths': 1 is right, 0 is frozen; None where no truth moves."""
+        truth = sum(clip.true_motion for clip in self.clips)
+        return sum(clip.predicted_motion for clip in self.clips) / truth if truth > 0 else None
+
+    def values(self, row: str, metric: str) -> np.ndarray:
+        """(N, H) float64: one value per clip and horizon."""
+        return np.stack([clip.scores[row][metric] for clip in self.clips])
+
+    def summary(self, row: str, metric: str) -> Optional[Summary]:
+        """Mean, 95 % interval and curve over horizons; None for an unavailable LPIPS."""
+        if metric == "lpips" and self.lpips_unavailable:
+            return None
+        return summarize(self.values(row, metric))
+
+    def psnr_gain(self, row: str) -> tuple[float, Optional[float]]:
+        """PSNR of the model minus that of `row` in dB, paired by clip: mean and half of its 95 % interval."""
+        gain = (self.values("model", "psnr") - self.values(row, "psnr")).mean(axis=1)
+        return float(gain.mean()), half_width(gain)
+
+    def scalars(self) -> dict[str, float]:
+        """The model's means and their distance to the floors, under the keys that are logged."""
+        summaries = {metric: self.summary("model", metric) for metric in METRICS}
+        logged = {f"eval/{metric}": summary.mean for metric, summary in summaries.items() if summary}
+        logged["eval/psnr_over_copy_last"] = self.psnr_gain("floor")[0]
+        logged["eval/psnr_over_linear"] = self.psnr_gain("linear")[0]
+        if self.motion_energy_ratio is not None:
+            logged["eval/motion_energy_ratio"] = self.motion_energy_ratio
+        return logged
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: `protocol`; `model`, `floor`, `linear`, `ceiling` with `psnr`, `ssim`, `lpips`, each
+        {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip."""
+        return {
+            "protocol": self.protocol,
+            **{row: {metric: self._summary_json(row, metric) for metric in METRICS} for row in ROWS},
+            "motion_energy_ratio": self.motion_energy_ratio,
+            "clips": [self._clip_json(clip) for clip in self.clips],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the JSON file, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(aside, path)
+        return path
+
+    def table(self) -> str:
+        """The four rows, aligned, and below them the gain over the floors, the motion and what is missing."""
+        shape, net = self.protocol, self.protocol.get("lpips", {}).get("net")
+        headings = [f"{HEADINGS[m]} {net}" if m == "lpips" and net else HEADINGS[m] for m in METRICS]
+        lines = [
+            f"{shape['clips']} clips of {shape['dataset']}, {shape['context_frames']} given and "
+            f"{shape['predicted_frames']} predicted frames; mean +- 95 % confidence interval over clips",
+            "".join([" " * 12, *(f"{heading:>20}" for heading in headings)]),
+        ]
+        for row, title in ROWS.items():
+            cells = [_cell(self.summary(row, metric), DECIMALS[metric]) for metric in METRICS]
+            lines.append("".join([f"{title:<12}", *(f"{cell:>20}" for cell in cells)]))
+        over = [f"over {ROWS[row]} {_gain(*self.psnr_gain(row))}" for row in ("floor", "linear")]
+        lines.append(f"PSNR of the model {', '.join(over)} (paired by clip)")
+        lines.append(f"motion energy ratio (prediction / truth): {_ratio(self.motion_energy_ratio)}")
+        if self.lpips_unavailable:
+            lines.append(f"LPIPS unavailable: {self.lpips_unavailable}")
+        return "\n".join(lines)
+
+    def _summary_json(self, row: str, metric: str) -> dict[str, Any]:
+        summary = self.summary(row, metric)
+        if summary is None:
+            return {"mean": None, "ci95": None, "per_horizon": None, "unavailable": self.lpips_unavailable}
+        return asdict(summary)
+
+    def _clip_json(self, clip: ClipScores) -> dict[str, Any]:
+        means = {
+            row: {metric: float(values.mean()) for metric, values in metrics.items()}
+            for row, metrics in clip.scores.items()
+        }
+        return {
+            "index": clip.index,
+            "name": clip.name,
+            **{row: means[row] for row in ROWS},
+            "predicted_motion": clip.predicted_motion,
+            "true_motion": clip.true_motion,
+        }
+
+
+def _cell(summary: Optional[Summary], decimals: int) -> str:
+    if summary is None:
+        return "n/a"
+    return _with_interval(f"{summary.mean:.{decimals}f}", summary.ci95, decimals)
+
+
+def _with_interval(mean: str, ci95: Optional[float], decimals: int) -> str:
+    return mean if ci95 is None else f"{mean} +- {ci95:.{decimals}f}"
+
+
+def _gain(mean: float, ci95: Optional[float]) -> str:
+    return _with_interval(f"{mean:+.2f}", ci95, 2) + " dB"
+
+
+def _ratio(ratio: Optional[float]) -> str:
+    return "n/a (the truth does not move)" if ratio is None else f"{ratio:.3f}"
