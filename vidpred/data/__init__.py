@@ -1,0 +1,24 @@
+"""Clips for training and evaluation: `build_dataset` -> `training_loader` or `evaluation_batches` -> ClipBatch."""
+
+from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError
+from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_dataset
+from vidpred.data.evaluation_batches import evaluation_batches
+from vidpred.data.loading import ClipLoader, training_loader
+from vidpred.data.shapes import ShapesConfig
+from vidpred.data.video_folder import VideoFolderConfig
+
+__all__ = [
+    "DATASETS",
+    "Clip",
+    "ClipBatch",
+    "ClipConfig",
+    "ClipDataset",
+    "ClipError",
+    "ClipLoader",
+    "FolderConfig",
+    "ShapesConfig",
+    "VideoFolderConfig",
+    "build_dataset",
+    "evaluation_batches",
+    "training_loader",
+]

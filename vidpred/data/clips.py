@@ -1,0 +1,92 @@
+"""Clips: the typed records that travel from the data room to every other one.
+
+T frames of one clip, C = 3 channels (RGB), H x W pixels, uint8. B clips in a batch.
+Frame times are in units of the clip's frame interval and begin at 0.
+"""
+
+import abc
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ClipError(Exception):
+    """An item cannot give a clip (damaged, gone, too short); the message is the reason, without the name."""
+
+
+@dataclass
+class Clip:
+    frames: Tensor  # (T, C, H, W) uint8
+    frame_times: Tensor  # (T,) float32
+    name: str
+
+
+@dataclass
+class ClipBatch:
+    """`given` is true for context frames; `draws` are the numbers that all randomness of a clip is a function of."""
+
+    frames: Tensor  # (B, T, C, H, W) uint8
+    given: Tensor  # (B, T) bool
+    frame_times: Tensor  # (B, T) float32
+    draws: Tensor  # (B,) int64
+    names: list[str]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "ClipBatch":
+        return ClipBatch(
+            self.frames.to(device, non_blocking=non_blocking),
+            self.given.to(device, non_blocking=non_blocking),
+            self.frame_times.to(device, non_blocking=non_blocking),
+            self.draws.to(device, non_blocking=non_blocking),
+            self.names,
+        )
+
+    def pin_memory(self) -> "ClipBatch":
+        return ClipBatch(
+            self.frames.pin_memory(),
+            self.given.pin_memory(),
+            self.frame_times.pin_memory(),
+            self.draws.pin_memory(),
+            self.names,
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class ClipDataset(abc.ABC):
+    """The items of one split. One's own kind of data implements these four and registers its builder."""
+
+    name: str
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of items (files, mostly) in the split; an item gives one clip per draw."""
+
+    @abc.abstractmethod
+    def clip(self, index: int, generator: Optional[np.random.Generator]) -> Clip:
+        """A clip of item `index`.
+
+        The generator decides window, crop and flip, so that equal generators give equal clips; None asks for
+        the fixed clip of evaluation: first window, centre crop, no flip. Raises ClipError.
+        """
+
+    @abc.abstractmethod
+    def item_name(self, index: int) -> str:
+        """A name that stays the same from run to run (a path relative to the root)."""
+
+
+def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch:
+    """Stacks clips of equal shape; `given` is (B, T) bool."""
+    shapes = {tuple(clip.frames.shape) for clip in clips}
+    if len(shapes) > 1:
+        raise ValueError(f"clips of one batch differ in shape: {sorted(shapes)} ({clips[0].name}, ...)")
+    return ClipBatch(
+        frames=torch.stack([clip.frames for clip in clips]),
+        given=torch.from_numpy(np.ascontiguousarray(given, dtype=bool)),
+        frame_times=torch.stack([clip.frame_times for clip in clips]),
+        draws=torch.tensor(draws, dtype=torch.int64),
+        names=[clip.name for clip in clips],
+    )

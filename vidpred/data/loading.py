@@ -1,0 +1,245 @@
+"""The endless training loader: this rank's micro batches in their fixed order, and the quarantine of bad items."""
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Iterator, Optional
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from vidpred import distributed
+from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
+from vidpred.data.draws import DrawOrder, micro_batches
+from vidpred.data.workers import IDLE, Logbook, WorkerCrew
+from vidpred.errors import UserError
+from vidpred.random_streams import host_generator
+
+logger = logging.getLogger(__name__)
+
+GivenMask = Callable[[np.random.Generator, int], np.ndarray]
+"""given_mask(generator, T) -> (T,) bool: which frames of a clip are given."""
+
+MAX_RESTARTS = 5  # In a row, without a single batch in between.
+
+
+@dataclass
+class Delivery:
+    """A batch and what went wrong on the way: (item, reason) of items that could not be used."""
+
+    batch: ClipBatch
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def pin_memory(self) -> "Delivery":
+        return Delivery(self.batch.pin_memory(), self.failures)
+
+
+class _DrawReader(Dataset):
+    """Draw numbers -> Delivery; runs in the workers. `excluded` (N,) uint8 is shared with the parent."""
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        order: DrawOrder,
+        given_mask: GivenMask,
+        excluded: torch.Tensor,
+        logbook: Logbook,
+        timeout: float,
+    ):
+        self._dataset = dataset
+        self._order = order
+        self._given_mask = given_mask
+        self._excluded = excluded
+        self._logbook = logbook
+        self._timeout = timeout
+
+    def __getitem__(self, draws: list[int]) -> Delivery:
+        failures: list[tuple[int, str]] = []
+        clips = [self._clip(draw, failures) for draw in draws]
+        masks = [self._mask(draw, len(clip.frames)) for draw, clip in zip(draws, clips)]
+        return Delivery(collate(clips, np.stack(masks), draws), failures)
+
+    def _mask(self, draw: int, frames: int) -> np.ndarray:
+        return self._given_mask(host_generator(self._order.seed, "given", self._order.content(draw)), frames)
+
+    def _clip(self, draw: int, failures: list[tuple[int, str]]) -> Clip:
+        """The draw's clip, or that of the first item after it in the order that can give one."""
+        content = self._order.content(draw)
+        for item in self._order.candidates(draw):
+            if self._excluded[item]:
+                continue
+            generator = host_generator(self._order.seed, "clip", content)
+            try:
+                with self._logbook.working_on(item, self._timeout):
+                    return self._dataset.clip(item, generator)
+            except (ClipError, OSError) as error:
+                # Anything else is a fault of the program, not of the data, and ends the run.
+                self._excluded[item] = 1
+                failures.append((item, str(error)))
+        raise UserError(f"data: no item of {self._dataset.name} can be used any more")
+
+
+class ClipLoader:
+    """This rank's micro batches for ever; see `draws` for their order. Made by `training_loader`.
+
+    An item whose decoder hangs, dies or fails is quarantined: recorded in `quarantined` (name -> reason, to be
+    kept in checkpoints), logged in one line, and replaced by the next item of the order, now and from then on.
+    """
+
+    def __init__(
+        self,
+        dataset: ClipDataset,
+        order: DrawOrder,
+        batches: Callable[[int], Iterator[list[int]]],
+        given_mask: GivenMask,
+        num_workers: int,
+        timeout: float,
+        pin: bool,
+    ):
+        """`batches(skip)` are the draw numbers of all micro batches from number `skip` on."""
+        self.quarantined: dict[str, str] = {}
+        self._dataset = dataset
+        self._batches = batches
+        self._workers = num_workers
+        self._timeout = timeout
+        self._pin = pin
+        self._excluded = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
+        self._logbook = Logbook(num_workers)
+        self._reader = _DrawReader(dataset, order, given_mask, self._excluded, self._logbook, timeout)
+        self._longest = len(next(batches(0)))
+        self._delivered = 0
+        self._restarts = 0
+        self._kills: dict[int, int] = {}
+        self._crew: Optional[WorkerCrew] = None
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        return self
+
+    def __next__(self) -> ClipBatch:
+        while True:
+            try:
+                if self._crew is None:
+                    self._crew = self._start()
+                delivery = next(self._crew)
+            except (RuntimeError, OSError, EOFError) as error:
+                # A worker's end shows as a RuntimeError of the loader, or as a lost connection to it.
+                self._recover(error)
+                continue
+            self._delivered += 1
+            self._restarts = 0
+            for item, reason in delivery.failures:
+                self._exclude(item, reason)
+            return delivery.batch
+
+    def quarantine(self, names: Iterable[str] | dict[str, str]) -> None:
+        """Excludes items by name, as a checkpoint recorded them; names that are not there any more are ignored.
+
+        Call before the first batch. A mapping keeps its reasons.
+        """
+        reasons = names if isinstance(names, dict) else {name: "quarantined before" for name in names}
+        if not reasons:
+            return
+        for item in range(len(self._dataset)):
+            name = self._dataset.item_name(item)
+            if name in reasons:
+                self._excluded[item] = 1
+                self.quarantined[name] = reasons[name]
+        self._check_enough()
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._crew is not None:
+            self._crew.stop()
+            self._crew = None
+
+    def _start(self) -> WorkerCrew:
+        return WorkerCrew(
+            self._reader,
+            self._batches(self._delivered),
+            self._workers,
+            self._logbook,
+            self._timeout,
+            self._longest,
+            self._pin,
+        )
+
+    def _recover(self, error: Exception) -> None:
+        """After a worker's end: quarantines what it was at and starts again at the batch that is due."""
+        deaths = self._wait_for_deaths()
+        if not deaths:
+            raise error
+        self.close()
+        self._restarts += 1
+        for death in deaths:
+            self._kills[death.item] = self._kills.get(death.item, 0) + 1
+            # Killed from outside, perhaps for want of memory: only an item at which it happens twice is blamed.
+            if death.item != IDLE and not (death.killed and self._kills[death.item] < 2):
+                self._exclude(death.item, death.reason)
+                self._restarts = 0
+        if self._restarts > MAX_RESTARTS:
+            raise RuntimeError(f"data workers die again and again: {deaths[0].reason}") from error
+
+    def _wait_for_deaths(self) -> list[Any]:
+        """A lost connection can be seen a moment before the process is gone."""
+        for _ in range(20):
+            deaths = self._crew.deaths() if self._crew is not None else []
+            if deaths:
+                return deaths
+            time.sleep(0.05)
+        return []
+
+    def _exclude(self, item: int, reason: str) -> None:
+        name = self._dataset.item_name(item)
+        self._excluded[item] = 1
+        if name not in self.quarantined:
+            self.quarantined[name] = reason
+            logger.warning("quarantined %s: %s; the next clip takes its place", name, reason)
+            self._check_enough()
+
+    def _check_enough(self) -> None:
+        if len(self.quarantined) * 2 > len(self._dataset):
+            shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.quarantined.items())[:3])
+            raise UserError(
+                f"data: {len(self.quarantined)} of {len(self._dataset)} items of {self._dataset.name} failed while "
+                f"training ({shown}); check the disk, the memory and data.decode_timeout"
+            )
+
+
+def training_loader(
+    dataset: ClipDataset,
+    *,
+    seed: int,
+    global_batch: int,
+    accumulation: int,
+    first_step: int,
+    given_mask: GivenMask,
+    num_workers: int,
+    timeout: float,
+    device_type: str,
+    repeat_draws: Optional[int] = None,
+) -> ClipLoader:
+    """This rank's micro batches from `first_step` on, each of global_batch / world / accumulation clips.
+
+    `timeout` is seconds for one clip. With `repeat_draws` the clips, windows and masks of draws 0 .. repeat_draws - 1
+    come again and again; the draw numbers in the batch, which noise is a function of, run on. Raises UserError where
+    the batch cannot be divided among the processes.
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+
+    def batches(skip: int) -> Iterator[list[int]]:
+        step, part = divmod(skip, accumulation)
+        draws = micro_batches(first_step + step, global_batch, accumulation, rank, world)
+        for _ in range(part):
+            next(draws)
+        return draws
+
+    return ClipLoader(
+        dataset,
+        DrawOrder(seed, len(dataset), repeat_draws),
+        batches,
+        given_mask,
+        num_workers,
+        timeout,
+        pin=device_type == "cuda",
+    )

@@ -1,0 +1,274 @@
+"""Looking at a video file once: is it usable, how many frames has it, and which reader gets them right?
+
+PyAV's sequential decoding is the reference for what frame i is. decord is chosen where it agrees with it: the same
+number of frames, timestamps that are finite, not negative and ascending (files cut by an edit list and AVI files
+with B-frames fail here), and the same pixels at the start, in the middle and at the end, asked for out of order.
+Runs in a process of its own (see `scan`), because a decoder may hang or crash on a damaged file.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from vidpred.data import decoding
+from vidpred.data.clips import ClipError
+from vidpred.data.sources import Source
+
+PIXEL_TOLERANCE = 0.5  # mean absolute difference; decord and PyAV agree exactly but for a few pixel formats
+TIME_TOLERANCE = 1e-4  # seconds
+ANCHOR_SPACING = 12  # frames; decoding fewer than this is cheaper than a seek is worth
+THUMBNAIL = 32  # pixels
+
+
+@dataclass
+class Survey:
+    """What one pass over a file saw. Per frame in presentation order, or, of key frames, (index, timestamp)."""
+
+    stamps: list[Optional[int]] = field(default_factory=list)
+    keys: list[tuple[int, int]] = field(default_factory=list)
+    checksums: Optional[list[int]] = None
+    changes: Optional[list[float]] = None
+    rotation: int = 0
+    size: tuple[int, int] = (0, 0)
+    """(height, width) as coded, before the rotation."""
+    seconds_per_tick: float = 0.0
+    rate: Optional[float] = None
+    """What the container says; only used where the timestamps say nothing."""
+
+
+def probe_video(path: Path, name: str, quick: bool, with_changes: bool, alive: Callable[[], None]) -> Source:
+    """Everything that reading the file needs. Raises ClipError with the reason why it is unusable.
+
+    `alive` is called with every frame decoded, so that a long file is told from a decoder that hangs.
+    """
+    path = decoding.check_file(path)
+    if quick and not with_changes:
+        try:
+            return _conclude(path, name, _survey_packets(path, alive), alive)
+        except ClipError:
+            pass  # Only the full pass may call a file unusable.
+    return _conclude(path, name, _survey_frames(path, with_changes, alive), alive)
+
+
+def _survey_frames(path: Path, with_changes: bool, alive: Callable[[], None]) -> Survey:
+    """Decodes the whole file in order."""
+    survey = Survey(checksums=[])
+    thumbnails = Thumbnails() if with_changes else None
+    with decoding.open_video(path) as (container, stream):
+        _describe(survey, stream)
+        frames = iter(container.decode(stream))
+        while True:
+            alive()
+            index = len(survey.stamps)
+            with decoding.av_errors(f"damaged: frame {index} cannot be decoded"):
+                frame = next(frames, None)
+            if frame is None:
+                break
+            _add_frame(survey, frame, index)
+            if thumbnails:
+                thumbnails.add_frame(frame)
+    if not survey.stamps:
+        raise ClipError("has no frame that can be decoded")
+    survey.changes = thumbnails.changes if thumbnails else None
+    return survey
+
+
+def _describe(survey: Survey, stream: Any) -> None:
+    survey.seconds_per_tick = float(stream.time_base) if stream.time_base else 0.0
+    rate = stream.average_rate or stream.guessed_rate
+    survey.rate = float(rate) if rate else None
+
+
+def _add_frame(survey: Survey, frame: Any, index: int) -> None:
+    size = (frame.height, frame.width)
+    if index == 0:
+        survey.size, survey.rotation = size, int(frame.rotation)
+    if size != survey.size:
+        was = f"{survey.size[1]}x{survey.size[0]}"
+        raise ClipError(f"changes its frame size from {was} to {size[1]}x{size[0]} at frame {index}")
+    if frame.is_corrupt:
+        raise ClipError(f"damaged: frame {index} is marked corrupt by the decoder")
+    if frame.key_frame and frame.pts is not None:
+        survey.keys.append((index, frame.pts))
+    survey.stamps.append(frame.pts)
+    survey.checksums.append(checksum(frame))
+
+
+def checksum(frame: Any) -> int:
+    """Of every fourth row of the first plane: enough to tell one frame from another, and cheap."""
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, dtype=np.uint8)[: plane.height * plane.line_size].reshape(plane.height, -1)
+    # The padding at the end of a row is not part of the picture; the pixel takes at least a byte.
+    return zlib.crc32(np.ascontiguousarray(rows[::4, : min(plane.line_size, frame.width)]).tobytes())
+
+
+def _survey_packets(path: Path, alive: Callable[[], None]) -> Survey:
+    """Reads the file's packets without decoding them; only trusted where the checks afterwards agree."""
+    survey = Survey()
+    keys = []
+    with decoding.open_video(path) as (container, stream):
+        _describe(survey, stream)
+        with decoding.av_errors("damaged"):
+            for packet in container.demux(stream):
+                alive()
+                if packet.size == 0 or packet.is_discard:
+                    continue
+                if packet.pts is None:
+                    raise ClipError("has packets without a timestamp")
+                survey.stamps.append(packet.pts)
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+    survey.stamps.sort()
+    places = {stamp: index for index, stamp in enumerate(survey.stamps)}
+    if not survey.stamps or len(places) != len(survey.stamps):
+        raise ClipError("has no or repeated timestamps")
+    survey.keys = sorted((places[stamp], stamp) for stamp in keys)
+    return survey
+
+
+def _conclude(path: Path, name: str, survey: Survey, alive: Callable[[], None]) -> Source:
+    """Chooses the reader and makes the record."""
+    count = len(survey.stamps)
+    checks = sorted({0, count // 2, count - 1})
+    anchors = _spaced(survey.keys)
+    reference = _read_checked(path, survey, anchors, checks, alive)
+    if reference is None and survey.checksums is None:
+        raise ClipError("its key frames are not where its packets say")
+    if reference is None:
+        anchors = ()
+        reference = _read_checked(path, survey, anchors, checks, alive)
+    if reference is None:
+        raise ClipError("damaged: decoding it twice gives different frames")
+    fps, times = _timing(survey)
+    note = _decord_fault(path, survey, reference, alive)
+    height, width = next(iter(reference.values())).shape[:2]
+    return Source(
+        name=name,
+        frames=count,
+        height=height,
+        width=width,
+        fps=fps,
+        reader="pyav" if note else "decord",
+        times=times,
+        anchors=anchors if note else (),
+        rotation=survey.rotation,
+        note=note,
+        changes=None if survey.changes is None else tuple(survey.changes),
+    )
+
+
+def _spaced(keys: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Key frames at least ANCHOR_SPACING apart; the file's beginning needs none."""
+    spaced, last = [], 0
+    for index, stamp in keys:
+        if index >= last + ANCHOR_SPACING:
+            spaced.append((index, stamp))
+            last = index
+    return tuple(spaced)
+
+
+def _read_checked(
+    path: Path, survey: Survey, anchors: tuple[tuple[int, int], ...], checks: list[int], alive: Callable[[], None]
+) -> Optional[dict[int, np.ndarray]]:
+    """The frames `checks` read by seeking to anchors; None where one is not the frame that the survey saw."""
+    places = {index: index for index in checks}
+    found: dict[int, np.ndarray] = {}
+    for index in places:
+        before = [anchor for anchor in anchors if anchor[0] <= index][-1:]
+        try:
+            frame, turn = _frame_at(path, index, before, alive)
+        except ClipError:
+            return None
+        if survey.checksums is not None:
+            same = checksum(frame) == survey.checksums[index]
+        else:
+            same = frame.pts == survey.stamps[index]
+        if not same:
+            return None
+        survey.rotation = turn
+        found[index] = decoding.FrameConverter(turn)(frame)
+    return found
+
+
+def _frame_at(path: Path, index: int, anchor: list, alive: Callable[[], None]) -> tuple[Any, int]:
+    """(frame `index`, its rotation), decoded from the anchor or from the beginning."""
+    with decoding.open_video(path) as (container, stream), decoding.av_errors("damaged"):
+        if anchor:
+            frames = decoding.decode_from(container, stream, anchor[0])
+        else:
+            frames = enumerate(container.decode(stream))
+        for position, frame in frames:
+            alive()
+            if position == index:
+                return frame, int(frame.rotation)
+    raise ClipError(f"damaged: ends before frame {index}")
+
+
+def _timing(survey: Survey) -> tuple[float, Optional[tuple[float, ...]]]:
+    """(frames per second, seconds of each frame or None where the rate is regular)."""
+    stamps = survey.stamps
+    known = all(stamp is not None for stamp in stamps) and survey.seconds_per_tick > 0
+    times = np.array(stamps, dtype=np.float64) * survey.seconds_per_tick if known else np.zeros(len(stamps))
+    if len(stamps) < 2 or not (np.diff(times) > 0).all():
+        return survey.rate or 25.0, None
+    times -= times[0]
+    fps = (len(stamps) - 1) / times[-1]
+    if np.abs(times * fps - np.arange(len(stamps))).max() < 0.25:
+        return float(fps), None
+    return float(fps), tuple(round(float(time), 6) for time in times)
+
+
+def _decord_fault(
+    path: Path, survey: Survey, reference: dict[int, np.ndarray], alive: Callable[[], None]
+) -> str:
+    """Why decord must not read this file; empty where it agrees with the reference."""
+    try:
+        alive()
+        reader = decoding.open_decord(path)
+        count = len(reader)
+        if count != len(survey.stamps):
+            return f"decord counts {count} frames, there are {len(survey.stamps)}"
+        # Asking for frames before this check can hang for ever.
+        times = np.asarray(reader.get_frame_timestamp(range(count)))[:, 0]
+        if not np.isfinite(times).all() or (times < -TIME_TOLERANCE).any() or (np.diff(times) <= 0).any():
+            return "decord's timestamps are negative or not in order"
+        for index in reversed(reference):
+            alive()
+            with decoding.decord_errors():
+                pixels = reader.get_batch([index]).asnumpy()[0]
+            if pixels.shape != reference[index].shape:
+                return f"decord returns frames of shape {pixels.shape}"
+            error = np.abs(pixels.astype(np.int16) - reference[index]).mean()
+            if error > PIXEL_TOLERANCE:
+                return f"decord's frame {index} differs by {error:.1f} of 255"
+    except ClipError as error:
+        return str(error)
+    return ""
+
+
+class Thumbnails:
+    """Mean absolute change between successive 32x32 grey thumbnails, in [0, 255]."""
+
+    def __init__(self) -> None:
+        self.changes: list[float] = []
+        self._last: Optional[np.ndarray] = None
+        self._reformatter: Any = None
+
+    def add(self, thumbnail: np.ndarray) -> None:
+        """(32, 32) of any number type."""
+        thumbnail = thumbnail.astype(np.float32)
+        if self._last is not None:
+            self.changes.append(round(float(np.abs(thumbnail - self._last).mean()), 2))
+        self._last = thumbnail
+
+    def add_frame(self, frame: Any) -> None:
+        """A frame of PyAV."""
+        if self._reformatter is None:
+            from av.video.reformatter import VideoReformatter
+
+            self._reformatter = VideoReformatter()
+        small = self._reformatter.reformat(frame, THUMBNAIL, THUMBNAIL, "gray", interpolation="AREA")
+        self.add(small.to_ndarray())

@@ -1,0 +1,49 @@
+"""Which windows of a source may become clips: optionally none with a cut between shots, none without motion.
+
+The scan measures changes[i], the mean absolute difference of 32x32 grey thumbnails of frames i and i + 1 in
+[0, 255]. A window from frame a to frame b is rejected where max changes[a:b] > max_cut, or where
+mean changes[a:b] < min_motion. Decided from the record alone: no clip is decoded to be thrown away.
+"""
+
+import numpy as np
+
+from vidpred.data.clips import ClipError
+from vidpred.data.config import ClipConfig
+from vidpred.data.sources import Source, window, window_starts
+
+
+class ClipRejected(ClipError):
+    """No window of the source passes the selection."""
+
+
+def needs_changes(config: ClipConfig) -> bool:
+    return config.min_motion is not None or config.max_cut is not None
+
+
+def allowed_starts(source: Source, config: ClipConfig) -> np.ndarray:
+    """The frames at which a clip may begin, ascending. Raises ClipError (too short) or ClipRejected."""
+    starts = window_starts(source, config)
+    if source.changes is None or not needs_changes(config) or config.num_frames == 1:
+        return starts
+    ends = _last_frames(source, config, starts)
+    kept, reason = np.ones(len(starts), dtype=bool), ""
+    changes = np.asarray(source.changes)
+    if config.max_cut is not None:
+        cuts = np.concatenate([[0], np.cumsum(changes > config.max_cut)])
+        kept &= cuts[ends] == cuts[starts]
+        reason = f"every window has a change above data.max_cut {config.max_cut:g}: a cut"
+    if config.min_motion is not None:
+        total = np.concatenate([[0.0], np.cumsum(changes)])
+        moving = (total[ends] - total[starts]) / np.maximum(1, ends - starts) >= config.min_motion
+        if not (kept & moving).any() and kept.any():
+            reason = f"no window moves by data.min_motion {config.min_motion:g} per frame"
+        kept &= moving
+    if not kept.any():
+        raise ClipRejected(reason)
+    return starts[kept]
+
+
+def _last_frames(source: Source, config: ClipConfig, starts: np.ndarray) -> np.ndarray:
+    if config.fps is None:
+        return starts + (config.num_frames - 1) * config.frame_stride
+    return np.array([window(source, config, int(start))[0][-1] for start in starts])

@@ -1,0 +1,52 @@
+"""Cropping, resizing and flipping of uint8 frames: functions of the clip's generator and nothing else."""
+
+from typing import Literal, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_window(
+    height: int, width: int, out_height: int, out_width: int, crop: str, generator: Optional[np.random.Generator]
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width), in source pixels, of the window that is resized to the clip's size.
+
+    The largest window of the clip's aspect ratio; `crop` places it. "none" is the whole frame.
+    """
+    if crop == "none":
+        return 0, 0, height, width
+    scale = min(height / out_height, width / out_width)
+    window_height = max(1, min(height, round(out_height * scale)))
+    window_width = max(1, min(width, round(out_width * scale)))
+    free = (height - window_height, width - window_width)
+    if crop == "random" and generator is not None:
+        top, left = (int(generator.integers(room + 1)) for room in free)
+    else:
+        top, left = (room // 2 for room in free)
+    return top, left, window_height, window_width
+
+
+def transform(
+    frames: np.ndarray,
+    height: int,
+    width: int,
+    crop: Literal["center", "random", "none"],
+    flip: bool,
+    generator: Optional[np.random.Generator],
+) -> Tensor:
+    """(T, h, w, C) uint8 of any size -> (T, C, height, width) uint8, contiguous.
+
+    Resizing is bilinear with antialiasing. No generator: centre crop, no flip.
+    """
+    top, left, rows, columns = crop_window(*frames.shape[1:3], height, width, crop, generator)
+    mirrored = flip and generator is not None and bool(generator.random() < 0.5)
+    cut = torch.from_numpy(frames[:, top : top + rows, left : left + columns])  # (T, rows, columns, C)
+    cut = cut.permute(0, 3, 1, 2)
+    if (rows, columns) != (height, width):
+        # The permuted view is channels-last in memory, which takes torch's vectorised uint8 path.
+        cut = F.interpolate(cut, size=(height, width), mode="bilinear", antialias=True)
+    if mirrored:
+        cut = cut.flip(-1)
+    return cut.contiguous()

@@ -1,0 +1,159 @@
+"""Decoding in worker processes that may hang or die: who was at which item, and how it is stopped.
+
+A decoder that hangs cannot be interrupted from Python, so each worker arms a watchdog that ends the process, and
+notes in shared memory which item it is at; from that note the parent knows what killed a worker.
+"""
+
+import atexit
+import faulthandler
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+IDLE = -1
+GRACE = 30.0  # Seconds beyond the timeout after which a process that its watchdog could not end is given up.
+
+
+class Logbook:
+    """Shared memory, one row per worker: process id, item at work (-1: none), since when."""
+
+    def __init__(self, workers: int):
+        self._rows = torch.zeros(max(1, workers), 3, dtype=torch.float64).share_memory_()
+        self._rows[:, 1] = IDLE
+
+    def enlist(self, worker: int) -> None:
+        self._rows[worker, 0] = os.getpid()
+
+    @contextmanager
+    def working_on(self, item: int, timeout: float) -> Iterator[None]:
+        """Notes the item and ends this process when it takes longer than `timeout` s. Outside a worker: nothing."""
+        info = get_worker_info()
+        if info is None:
+            yield
+            return
+        self._rows[info.id, 2] = time.time()
+        self._rows[info.id, 1] = item
+        # The real stderr: a test runner may have put something without a file in its place.
+        faulthandler.dump_traceback_later(timeout, exit=True, file=sys.__stderr__)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            self._rows[info.id, 1] = IDLE
+
+    def item_of(self, process_id: int) -> tuple[int, float]:
+        """(item at work or -1, seconds since it began) of a worker."""
+        for pid, item, since in self._rows.tolist():
+            if int(pid) == process_id:
+                return int(item), time.time() - since
+        return IDLE, 0.0
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that is gone, or that hangs beyond its watchdog; `item` is -1 where it was not decoding."""
+
+    item: int
+    reason: str
+    killed: bool
+    """From outside by SIGKILL, as the kernel does when memory runs out: the item may be innocent."""
+
+
+def _start_worker(logbook: Logbook, worker: int) -> None:
+    # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has saved.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logbook.enlist(worker)
+
+
+class WorkerCrew:
+    """A torch DataLoader over batches, its processes, and a way to know and to stop them.
+
+    dataset[batch] is computed in a worker for every `batch` in turn; results come in that order.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batches: Any, workers: int, logbook: Logbook, timeout: float, longest: int, pin: bool
+    ):
+        """`timeout` is for one item, `longest` the number of items in a batch."""
+        self._logbook = logbook
+        self._timeout = timeout
+        before = set(multiprocessing.active_children())
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            timeout=timeout * (longest + 1) + GRACE if workers else 0,
+            worker_init_fn=lambda worker: _start_worker(logbook, worker),
+            multiprocessing_context="fork" if workers else None,
+        )
+        self._iterator = iter(loader)
+        self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        if workers and threading.current_thread() is threading.main_thread():
+            # torch's handler raises wherever the main thread happens to be, in the middle of a training step;
+            # its queue also notices within 5 s that a worker is gone, where we can deal with it.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        _crews.add(self)
+
+    def __next__(self) -> Any:
+        return next(self._iterator)
+
+    def deaths(self) -> list[Death]:
+        """The workers that are gone or beyond help."""
+        found = []
+        for process in self._processes:
+            item, seconds = self._logbook.item_of(process.pid)
+            if not process.is_alive():
+                code = process.exitcode
+                if item != IDLE and seconds >= self._timeout:
+                    reason = f"the decoder hung: no clip in {self._timeout:g} s"
+                else:
+                    reason = f"the decoding process died (exit code {code}{_hint(code)})"
+                found.append(Death(item, reason, killed=code == -signal.SIGKILL))
+            elif item != IDLE and seconds > self._timeout + GRACE / 2:
+                reason = f"the decoder hung beyond its watchdog: no clip in {seconds:.0f} s"
+                found.append(Death(item, reason, killed=False))
+        return found
+
+    def stop(self) -> None:
+        """Ends all workers at once; nothing is waited for. May be called twice."""
+        for process in self._processes:
+            if process.is_alive():
+                process.kill()
+        self._iterator = iter(())
+        _crews.discard(self)
+
+
+def _hint(code: int | None) -> str:
+    if code == -signal.SIGBUS:
+        return ", bus error: shared memory is full; enlarge /dev/shm (docker --shm-size) or lower data.num_workers"
+    if code == -signal.SIGKILL:
+        return ", killed from outside: out of memory? lower data.num_workers"
+    return ""
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+_crews: "weakref.WeakSet[WorkerCrew]" = weakref.WeakSet()
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Workers ignore SIGTERM, which is how Python would end them, and then wait for them, at exit."""
+    for crew in list(_crews):
+        crew.stop()
