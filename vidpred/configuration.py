@@ -1,0 +1,212 @@
+"""The configuration of a run: plain dataclasses of the rooms, composed; YAML, dotted overrides, help, errors.
+
+A value comes from the dataclass, then the YAML file, then the command line. `kind` keys are resolved first, so
+that every other key belongs to one known dataclass. Anything wrong is one line that names the key and the cure.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
+
+import docstring_parser
+import jsonargparse
+import yaml
+
+from vidpred.autoencoders import AUTOENCODERS
+from vidpred.conditioning import ConditioningConfig
+from vidpred.data import DATASETS
+from vidpred.diffusion import DiffusionConfig, SamplingConfig
+from vidpred.errors import UserError
+from vidpred.evaluation import EvaluationConfig
+from vidpred.networks import NETWORKS
+from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
+
+REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS}
+DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet"}
+SECRET = re.compile(r"(^|_)(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+
+
+@dataclass
+class Config:
+    """Everything that defines a run."""
+
+    data: Any
+    """Where clips come from (data.kind)."""
+    autoencoder: Any
+    """Between frames and latents (autoencoder.kind)."""
+    network: Any
+    """The denoising network (network.kind)."""
+    name: str = ""
+    """Name of the run and of its folder; the configuration file's name where it is empty."""
+    runs_dir: str = "runs"
+    """Folder of the run folders."""
+    seed: int = 0
+    """Seed of the weights, the data order, the noise and the levels."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU where there is one."""
+    init_from: Optional[str] = None
+    """Checkpoint whose weights (EMA) begin a new run."""
+    overfit_one_batch: bool = False
+    """Train on the first batch again and again: the loss must fall towards 0, or something is broken."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def __post_init__(self) -> None:
+        frames, context = self.data.num_frames, self.conditioning.context_frames
+        if context >= frames:
+            raise UserError(
+                f"conditioning.context_frames: {context} given frames leave nothing to predict in a clip of "
+                f"data.num_frames {frames}; lower the one or raise the other"
+            )
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data (str, int, float, bool, None, list, dict) for YAML, loggers and checkpoints."""
+        return _plain(dataclasses.asdict(self))
+
+
+def load_config(arguments: Sequence[str] | None = None, default_file: Path | None = None) -> Config:
+    """Parses `--config FILE --section.key value …` (default: this process's arguments).
+
+    Without `--config` the values of `default_file` are used. `--help` and `--print_config` print and exit.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    door = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    door.add_argument("--config", type=Path, default=default_file)
+    known, overrides = door.parse_known_args(arguments)
+    values = _read_yaml(known.config) if known.config else {}
+    sections = _section_classes(values, overrides)
+    _check_keys(sections, [*_leaves(values), *_argument_keys(overrides)])
+    source = ["--config", str(known.config)] if known.config and values else []
+    overrides = ["--print_config=comments" if o == "--print_config" else o for o in overrides]
+    config = _parse(sections, [*source, *overrides])
+    config.name = config.name or (known.config.stem if known.config else "run")
+    return config
+
+
+def config_from_resolved(values: Mapping[str, Any]) -> Config:
+    """The configuration of a saved run (what `Config.resolved` returned)."""
+    sections = _section_classes(values, [])
+    _check_keys(sections, list(_leaves(values)))
+    return _parse(sections, ["--config", yaml.safe_dump(dict(values))])
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"--config {file}: no such file")
+    try:
+        values = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is not None and not isinstance(values, dict):
+        raise UserError(f"{file}: must hold 'section:' lines with 'key: value' lines below them")
+    return values or {}
+
+
+def _section_classes(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, type]:
+    """The dataclass of every section; where it has a `kind`: command line, then YAML, then default."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for section, default in DEFAULT_KINDS.items():
+        written = values.get(section)
+        kind = written.get("kind", default) if isinstance(written, Mapping) else default
+        finder.add_argument(f"--{section}.kind", default=str(kind))
+    kinds = vars(finder.parse_known_args(list(overrides))[0])
+    classes = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    return classes | {name: REGISTRIES[name].config_class(kinds[f"{name}.kind"]) for name in REGISTRIES}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything that is not itself a section."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _argument_keys(overrides: Sequence[str]) -> Iterator[str]:
+    for argument in overrides:
+        if argument.startswith("--"):
+            yield argument[2:].split("=", 1)[0]
+
+
+def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = "") -> Iterator[str]:
+    for f in dataclasses.fields(config_class):
+        section = sections.get(f.name, f.type)
+        if dataclasses.is_dataclass(section):
+            yield from _known_keys(section, {}, f"{prefix}{f.name}.")
+        else:
+            yield f"{prefix}{f.name}"
+
+
+def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
+    """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
+    known = list(_known_keys(Config, sections))
+    for key in keys:
+        if key in known or key in ("help", "print_config"):
+            continue
+        if SECRET.search(key):
+            raise UserError(
+                f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
+                "by the service's own command or environment variable (WANDB_API_KEY)"
+            )
+        inside = [name for name in known if name.startswith(f"{key}.")]
+        if inside:
+            raise UserError(f"{key}: is a section of keys; set one of them, for example {inside[0]}")
+        leaf = key.rsplit(".", 1)[-1]
+        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
+        near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        section = key.split(".")[0]
+        of_kind = f" of {section}.kind {sections[section].kind}" if section in REGISTRIES else ""
+        cure = f"did you mean {near[0]}?" if near else "--help lists all keys"
+        raise UserError(f"{key}: unknown key{of_kind}; {cure}")
+
+
+def _parse(sections: Mapping[str, type], arguments: Sequence[str]) -> Config:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jsonargparse's own deprecations are not the user's business
+            namespace = _parser(sections).parse_args(list(arguments))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+    values = {key: value for key, value in vars(namespace).items() if key != "config"}
+    return Config(**values)
+
+
+def _parser(sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog="train_video_pred.py", description=Config.__doc__, exit_on_error=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file; it states only what differs.")
+    helps = {p.arg_name: p.description for p in docstring_parser.parse_from_object(Config).params}
+    for f in dataclasses.fields(Config):
+        section = sections.get(f.name)
+        if section is None:
+            parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=helps[f.name])
+        else:
+            parser.add_class_arguments(section, f.name)
+    return parser
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse's message as one line that begins with the key."""
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    message = re.sub(r"<class '(\w+)'>", r"\1", message)
+    return " ".join(message.split())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

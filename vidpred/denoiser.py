@@ -1,0 +1,102 @@
+"""The denoiser: a network and a parameterization make an estimate of the clean latents.
+
+Notation: x = alpha * x0 + sigma * eps, per frame; `given` frames have (alpha, sigma) = (1, 0), or little noise.
+Whatever the network predicts (eps, v, x0), the denoiser returns x0: clipping, guidance and diagnosis see
+nothing else. With `residual`, the network works relative to a reference frame c, the nearest given frame:
+
+    D(x) = c + D_r(x - alpha * c),    c = 0 where no frame is given, and at the given frames themselves
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vidpred.diffusion.levels import NoiseLevel, add_noise
+from vidpred.diffusion.parameterizations import Parameterization
+from vidpred.tensor_ops import append_dims, check_clip
+
+
+@dataclass(frozen=True)
+class DenoisingLoss:
+    """The unreduced training loss.
+
+    per_frame: (B, T) mean over (C, H, W) of the squared error of the network's target, 0 at given frames.
+    per_clip: (B,) mean of it over the unknown frames.
+    output: (B, T, C, H, W) what the network returned, for range checks.
+    """
+
+    per_frame: Tensor
+    per_clip: Tensor
+    output: Tensor
+
+
+def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
+    """For every unknown frame the nearest given frame in time, the earlier of two equally near; else 0.
+
+    x (B, T, C, H, W), given (B, T) bool, frame_times (B, T) -> (B, T, C, H, W).
+    """
+    distance = (frame_times[:, :, None] - frame_times[:, None, :]).abs()  # (B, T unknown, T given)
+    distance = distance.masked_fill(~given[:, None, :], float("inf"))
+    nearest = distance.argmin(dim=2)  # (B, T)
+    reference = torch.take_along_dim(x, append_dims(nearest, x.ndim), dim=1)
+    has_reference = ~given & given.any(dim=1, keepdim=True)
+    return torch.where(append_dims(has_reference, x.ndim), reference, torch.zeros_like(x))
+
+
+class Denoiser(nn.Module):
+    """`network` and `parameterization` as D(x, level) -> x0, always in float32 or the dtype of x."""
+
+    def __init__(self, network: nn.Module, parameterization: Parameterization, residual: bool = True):
+        super().__init__()
+        self.network = network
+        self.parameterization = parameterization
+        self.residual = residual
+
+    def with_network(self, network: nn.Module) -> "Denoiser":
+        """The same denoiser around other weights (EMA, or the wrapped network of a training run)."""
+        return Denoiser(network, self.parameterization, self.residual)
+
+    def forward(
+        self, x: Tensor, level: NoiseLevel, given: Tensor, frame_times: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """The clean estimate x0 of every frame, (B, T, C, H, W), unclipped.
+
+        x (B, T, C, H, W) at `level` (B, T); given (B, T) bool; frame_times (B, T).
+        """
+        check_clip("x", x)
+        reference, shifted = self._relative(x, level, given, frame_times)
+        output = self._run_network(shifted, level, given, frame_times, condition)
+        return reference + self.parameterization.to_x0(shifted, output, level)
+
+    def loss(
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        level: NoiseLevel,
+        given: Tensor,
+        frame_times: Tensor,
+        condition: Tensor | None = None,
+    ) -> DenoisingLoss:
+        """Squared error of the network's target at the unknown frames.
+
+        x0, noise (B, T, C, H, W); `level` (B, T), clean at given frames.
+        """
+        x = add_noise(x0, noise, level)
+        reference, shifted = self._relative(x, level, given, frame_times)
+        output = self._run_network(shifted, level, given, frame_times, condition)
+        target = self.parameterization.target(x0 - reference, noise, level)
+        per_frame = (output - target).square().mean(dim=(2, 3, 4)) * ~given
+        per_clip = per_frame.sum(dim=1) / (~given).sum(dim=1).clamp(min=1)
+        return DenoisingLoss(per_frame, per_clip, output)
+
+    def _relative(self, x, level, given, frame_times) -> tuple[Tensor, Tensor]:
+        """The reference c, and x - alpha * c, which is the noised (x0 - c)."""
+        if not self.residual:
+            return torch.zeros_like(x), x
+        reference = reference_frames(x, given, frame_times)
+        return reference, x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference
+
+    def _run_network(self, shifted, level, given, frame_times, condition) -> Tensor:
+        scaled = append_dims(self.parameterization.c_in(level), shifted.ndim).to(shifted.dtype) * shifted
+        return self.network(scaled, level.code, given, frame_times, condition).to(shifted.dtype)

@@ -1,0 +1,74 @@
+"""Denoising networks: chosen by `network.kind`, built by `build_network`.
+
+Every network is called as `network(x, noise_code, given, frame_times, condition)`; see `SpatioTemporalUNet`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from vidpred.errors import UserError
+from vidpred.networks.unet import SpatioTemporalUNet
+from vidpred.registry import Registry
+
+NETWORKS = Registry("network")
+
+
+@dataclass
+class UNetConfig:
+    """The spatiotemporal UNet."""
+
+    kind: str = "unet"
+    """Kind of network."""
+    channels: tuple[int, ...] = (128, 256, 384, 512)
+    """Width of each level, finest first; each further level halves height and width."""
+    blocks_per_level: int = 2
+    """Spatiotemporal blocks of each level, on the way down and on the way up."""
+    spatial_attention_levels: tuple[int, ...] = (2, 3)
+    """Levels (0 is the finest) at which a position looks at its whole frame."""
+    temporal_attention_levels: tuple[int, ...] = (1, 2, 3)
+    """Levels at which a position looks at itself in the other frames."""
+    joint_attention_levels: tuple[int, ...] = ()
+    """Levels at which a position looks at all positions of all frames; for coarse levels, the cost is quadratic."""
+    patch_size: int = 1
+    """The network works on patches of this side: 2 is about four times faster, and coarser."""
+    head_dim: int = 32
+    """Width of one attention head; every attended level's width must be a multiple of it."""
+    activation_checkpointing: bool = False
+    """Recompute blocks in the backward pass: about a third slower, far less memory."""
+
+    def __post_init__(self):
+        levels = range(len(self.channels))
+        for key in ("spatial_attention_levels", "temporal_attention_levels", "joint_attention_levels"):
+            for level in getattr(self, key):
+                if level not in levels:
+                    raise UserError(f"network.{key}: level {level} does not exist; use 0 to {len(levels) - 1}")
+                if self.channels[level] % self.head_dim:
+                    raise UserError(
+                        f"network.head_dim: {self.head_dim} does not divide the {self.channels[level]} channels "
+                        f"of level {level}; change network.channels or network.head_dim"
+                    )
+        if min(self.blocks_per_level, self.patch_size, len(self.channels), *self.channels) < 1:
+            raise UserError("network.channels, network.blocks_per_level and network.patch_size must be positive")
+
+
+@NETWORKS.register("unet", UNetConfig)
+def build_unet(config: UNetConfig, in_channels: int, out_channels: int) -> SpatioTemporalUNet:
+    return SpatioTemporalUNet(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=tuple(config.channels),
+        blocks_per_level=config.blocks_per_level,
+        spatial_attention_levels=tuple(config.spatial_attention_levels),
+        temporal_attention_levels=tuple(config.temporal_attention_levels),
+        joint_attention_levels=tuple(config.joint_attention_levels),
+        patch_size=config.patch_size,
+        head_dim=config.head_dim,
+        activation_checkpointing=config.activation_checkpointing,
+    )
+
+
+def build_network(config: Any, in_channels: int, out_channels: int) -> nn.Module:
+    """The network of `config.kind` for latents of `in_channels` channels."""
+    return NETWORKS.build(config, in_channels=in_channels, out_channels=out_channels)

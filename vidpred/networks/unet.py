@@ -1,0 +1,165 @@
+"""The spatiotemporal UNet: factorised spatial and temporal residual blocks and attention.
+
+    x, given -> stem -> [level: blocks, halve] ... middle ... [double, concatenate skip, blocks] -> head
+
+Every block is modulated per frame by an embedding of the frame's noise code and of whether it is given. The
+network knows nothing of alphas, sigmas, losses or samplers.
+"""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vidpred.networks.layers import (
+    FourierFeatures,
+    JointAttention,
+    ResidualBlock,
+    SpatialAttention,
+    TemporalAttention,
+    as_frames,
+    as_rows,
+    group_norm,
+    zero_init,
+)
+from vidpred.tensor_ops import append_dims, check_clip, fold_frames, unfold_frames
+
+
+class SpatioTemporalBlock(nn.Module):
+    """A spatial and a temporal residual block, then attention (modules called with x and the frame times)."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, attention: list[nn.Module]):
+        super().__init__()
+        self.space = ResidualBlock(in_channels, out_channels, embedding, kernel=(3, 3))
+        self.time = ResidualBlock(out_channels, out_channels, embedding, kernel=(3, 1))
+        self.attention = nn.ModuleList(attention)
+
+    def forward(self, x: Tensor, embedding: Tensor, frame_times: Tensor) -> Tensor:
+        """x (B*T, C, H, W), embedding (B, T, E), frame_times (B, T)."""
+        x = self.space(x, fold_frames(embedding))
+        x = as_frames(self.time(as_rows(x, len(embedding)), embedding), x.shape[-2])
+        for attend in self.attention:
+            x = attend(x, frame_times)
+        return x
+
+
+class SpatioTemporalUNet(ModelMixin, ConfigMixin):
+    """Denoising network over clips of any number of frames and any size.
+
+    Args:
+        in_channels, out_channels: latent channels of the input and of the output.
+        channels: width of each level, finest first; each level halves height and width.
+        blocks_per_level: blocks on the way down, and on the way up, at each level.
+        spatial_attention_levels, temporal_attention_levels, joint_attention_levels: indices into `channels`.
+        patch_size: the network works on patches of this side: space to depth before it, depth to space after.
+        head_dim: width of an attention head.
+        activation_checkpointing: recompute each block in the backward pass, to save memory.
+    """
+
+    _supports_gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        channels: tuple[int, ...] = (64, 128, 256),
+        blocks_per_level: int = 1,
+        spatial_attention_levels: tuple[int, ...] = (1, 2),
+        temporal_attention_levels: tuple[int, ...] = (1, 2),
+        joint_attention_levels: tuple[int, ...] = (),
+        patch_size: int = 1,
+        head_dim: int = 32,
+        activation_checkpointing: bool = False,
+    ):
+        super().__init__()
+        embedding = 4 * channels[0]
+        deepest = len(channels) - 1
+        self.down_factor = patch_size * 2**deepest
+        self.code_features = FourierFeatures(2 * channels[0])
+        self.embed = nn.Sequential(
+            nn.Linear(2 * channels[0] + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        patch_area = patch_size**2
+        self.stem = nn.Conv2d((in_channels + 1) * patch_area, channels[0], 3, padding=1)  # + 1: the given mask
+
+        attention_levels = [  # (kind of attention, the levels that have it), in the order of their use
+            (SpatialAttention, spatial_attention_levels),
+            (TemporalAttention, temporal_attention_levels),
+            (JointAttention, joint_attention_levels),
+        ]
+
+        def block(in_width: int, level: int) -> SpatioTemporalBlock:
+            width = channels[level]
+            attention = [kind(width, head_dim) for kind, levels in attention_levels if level in levels]
+            return SpatioTemporalBlock(in_width, width, embedding, attention)
+
+        widths_in = (channels[0],) + channels[:-1]
+        self.down = nn.ModuleList(
+            nn.ModuleList(block(channels[i] if j else widths_in[i], i) for j in range(blocks_per_level))
+            for i in range(len(channels))
+        )
+        self.middle = block(channels[-1], deepest)
+        widths_up = channels[1:] + (channels[-1],)  # what arrives at each level from the one below it
+        self.up = nn.ModuleList(
+            nn.ModuleList(
+                block((channels[i] if j else widths_up[i]) + channels[i], i) for j in range(blocks_per_level)
+            )
+            for i in range(len(channels))
+        )
+        self.norm_out = group_norm(channels[0])
+        self.head = zero_init(nn.Conv2d(channels[0], out_channels * patch_area, 3, padding=1))
+
+    def forward(
+        self, x: Tensor, noise_code: Tensor, given: Tensor, frame_times: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
+        """The network's call.
+
+        Args:
+            x: (B, T, C, H, W) latents, of any T, H, W.
+            noise_code: (B, T) in [0, 1], 0 for a clean frame.
+            given: (B, T) bool.
+            frame_times: (B, T) in units of the clip's frame interval.
+            condition: None; this network takes no other condition.
+
+        Returns:
+            (B, T, C_out, H, W).
+        """
+        check_clip("x", x)
+        if condition is not None:
+            raise ValueError("SpatioTemporalUNet takes no condition")
+        batch, (height, width) = len(x), x.shape[-2:]
+        embedding = self.embed(self._frame_features(noise_code, given, x.dtype))  # (B, T, E)
+        mask = append_dims(given, 5).to(x.dtype).expand(-1, -1, 1, height, width)
+        h = fold_frames(torch.cat([x, mask], dim=2))  # (B*T, C + 1, H, W)
+        h = F.pad(h, (0, -width % self.down_factor, 0, -height % self.down_factor), mode="replicate")
+        h = F.pixel_unshuffle(h, self.config.patch_size).contiguous(memory_format=torch.channels_last)
+        h = self._body(self.stem(h), embedding, frame_times)
+        h = F.pixel_shuffle(self.head(F.silu(self.norm_out(h))), self.config.patch_size)
+        return unfold_frames(h[..., :height, :width], batch)
+
+    def _frame_features(self, noise_code: Tensor, given: Tensor, dtype: torch.dtype) -> Tensor:
+        return torch.cat([self.code_features(noise_code), given.float()[..., None]], dim=-1).to(dtype)
+
+    def _body(self, h: Tensor, embedding: Tensor, frame_times: Tensor) -> Tensor:
+        skips = []
+        for level, blocks in enumerate(self.down):
+            if level:
+                h = F.avg_pool2d(h, 2)
+            for block in blocks:
+                h = self._run(block, h, embedding, frame_times)
+                skips.append(h)
+        h = self._run(self.middle, h, embedding, frame_times)
+        for level in reversed(range(len(self.up))):
+            for block in self.up[level]:
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding, frame_times)
+            if level:
+                h = F.interpolate(h, scale_factor=2, mode="nearest")
+        return h
+
+    def _run(self, block: nn.Module, h: Tensor, embedding: Tensor, frame_times: Tensor) -> Tensor:
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, h, embedding, frame_times, use_reentrant=False)
+        return block(h, embedding, frame_times)
