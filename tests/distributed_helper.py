@@ -1,4 +1,4 @@
-"""Starts a script under a real torchrun, with a hard limit in time, and shows what it printed when it fails."""
+"""Starts a script under a real torchrun, with a hard limit in time; when it fails, shows what it printed."""
 
 import os
 import signal
@@ -23,7 +23,15 @@ def torchrun_command(script_or_module: Union[str, Path], args: Sequence, nproc: 
     if not target[0].endswith(".py"):
         target = ["-m", *target]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(nproc)]
-    return [*launcher, "--master_addr", "127.0.0.1", "--master_port", str(free_port()), *target, *map(str, args)]
+    return [
+        *launcher,
+        "--master_addr",
+        "127.0.0.1",
+        "--master_port",
+        str(free_port()),
+        *target,
+        *map(str, args),
+    ]
 
 
 def child_environment(env: Optional[Mapping[str, str]] = None) -> dict[str, str]:
@@ -61,9 +69,14 @@ def run_command(
 ) -> subprocess.CompletedProcess:
     """The same for any command line (a tool in a plain process)."""
     process = subprocess.Popen(
-        command, env=child_environment(env), cwd=cwd or REPOSITORY, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command,
+        env=child_environment(env),
+        cwd=cwd or REPOSITORY,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException as reason:

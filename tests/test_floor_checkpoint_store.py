@@ -22,7 +22,10 @@ FILES = ("model.safetensors", "training.pt", "config.yaml", "info.json")
 
 
 def save(store, step, value=None):
-    model = {"weight": torch.full((3, 4), float(step if value is None else value)), "count": torch.tensor(step)}
+    model = {
+        "weight": torch.full((3, 4), float(step if value is None else value)),
+        "count": torch.tensor(step),
+    }
     return store.save(step, {"model": model}, {"step": step}, {"lr": 1e-4}, {"name": "run"})
 
 
@@ -50,7 +53,12 @@ def test_everything_comes_back(tmp_path):
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     shared = torch.arange(6.0)
-    ema = {"a": shared[:3], "b": shared[3:], "transposed": torch.arange(6).reshape(2, 3).T, "half": shared.bfloat16()}
+    ema = {
+        "a": shared[:3],
+        "b": shared[3:],
+        "transposed": torch.arange(6).reshape(2, 3).T,
+        "half": shared.bfloat16(),
+    }
     state = {"optimizer": optimizer.state_dict(), "draws": [1, 2.5, None, True, "x"], "pair": (1, 2)}
     config = {"network": {"kind": "unet", "levels": [1, 2]}, "learning_rate": 1e-5, "name": "Straße"}
     store = CheckpointStore(tmp_path)
@@ -64,7 +72,9 @@ def test_everything_comes_back(tmp_path):
     for group, expected in (("model", layer.state_dict()), ("ema", ema)):
         assert back.tensors[group].keys() == expected.keys()
         for name, tensor in expected.items():
-            assert back.tensors[group][name].dtype == tensor.dtype and torch.equal(back.tensors[group][name], tensor)
+            assert back.tensors[group][name].dtype == tensor.dtype and torch.equal(
+                back.tensors[group][name], tensor
+            )
     assert back.state["draws"] == state["draws"] and back.state["pair"] == (1, 2)
     again = torch.optim.AdamW(layer.parameters())
     again.load_state_dict(back.state["optimizer"])
@@ -72,7 +82,9 @@ def test_everything_comes_back(tmp_path):
     assert read_checkpoint(path, with_state=False).state == {}
 
 
-@pytest.mark.parametrize("bad", [np.float64(1), np.zeros(2), object(), {1, 2}, Path("x"), {"deep": [np.int64(1)]}])
+@pytest.mark.parametrize(
+    "bad", [np.float64(1), np.zeros(2), object(), {1, 2}, Path("x"), {"deep": [np.int64(1)]}]
+)
 def test_state_that_weights_only_would_refuse_is_named_before_anything_is_written(tmp_path, bad):
     store = CheckpointStore(tmp_path / "checkpoints")
     with pytest.raises(TypeError, match="state.optimizer"):
@@ -107,12 +119,18 @@ def test_latest_and_order(store):
 def damages():
     for name in (*FILES, "manifest.json"):
         yield f"missing {name}", lambda path, name=name: (path / name).unlink()
-        yield f"truncated {name}", lambda path, name=name: os.truncate(path / name, (path / name).stat().st_size // 2)
+        yield (
+            f"truncated {name}",
+            lambda path, name=name: os.truncate(path / name, (path / name).stat().st_size // 2),
+        )
         yield f"empty {name}", lambda path, name=name: os.truncate(path / name, 0)
     for name in FILES:
         yield f"flipped byte in {name}", lambda path, name=name: flip_byte(path / name, 10)
     yield "not JSON", lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe{}")
-    yield "another shape", lambda path: (path / "manifest.json").write_text('{"schema_version": 1, "files": [1]}')
+    yield (
+        "another shape",
+        lambda path: (path / "manifest.json").write_text('{"schema_version": 1, "files": [1]}'),
+    )
 
 
 @pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in damages()])
@@ -193,13 +211,16 @@ while True:
 
 
 def test_a_process_killed_while_saving_loses_only_that_save(tmp_path):
-    """SIGKILL at many moments of a save: whatever is listed is whole, and nothing that was reported is lost."""
+    """SIGKILL in the middle of a save: what is listed is whole, and nothing that was reported is lost."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     torn_saves = 0
     for attempt in range(2):
         folder = tmp_path / str(attempt)
         with subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOR_EVER, str(folder)], env=environment, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", SAVE_FOR_EVER, str(folder)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             try:
                 for _ in range(4):

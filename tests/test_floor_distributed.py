@@ -22,7 +22,8 @@ import torch
 from vidpred import distributed as d, range_checks
 from vidpred.errors import UserError
 
-assert d.is_main() == (d.local_rank() == 0) and d.rank() == 0 and d.world_size() == 1  # before the group exists
+# Before the group exists only the main process is told apart.
+assert d.is_main() == (d.local_rank() == 0) and d.rank() == 0 and d.world_size() == 1
 with d.process_group("cpu", timeout_minutes=1) as device:
     assert device.type == "cpu"
     rank, mine = d.rank(), torch.tensor([1.0, d.rank()])
@@ -147,7 +148,12 @@ def test_a_plain_process_is_a_world_of_one():
         ("gpu", 2, {}, "not known"),
         ("gpu", 0, {}, "not known"),
         ("cuda:x", 2, {}, "not known"),
-        ("cuda:1", 2, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, "under torchrun"),
+        (
+            "cuda:1",
+            2,
+            {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "x", "MASTER_PORT": "1"},
+            "under torchrun",
+        ),
     ],
 )
 def test_choose_device(monkeypatch, device, gpus, environment, expected):

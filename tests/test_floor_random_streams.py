@@ -1,4 +1,4 @@
-"""Philox against its published vectors and plain integers; the numbers' distribution; independence of the batch."""
+"""Philox against its published vectors; the distribution of the numbers; independence of the batch."""
 
 import shutil
 import subprocess
@@ -68,7 +68,9 @@ def test_neighbouring_rows_elements_and_streams_are_uncorrelated():
     assert (numbers[1:] * numbers[:-1]).mean().abs() < bound
     for lag in (1, 2, 3, 4):  # within and across the pairs and blocks that one counter gives
         assert (numbers[:, lag:] * numbers[:, :-lag]).mean().abs() < bound, lag
-        assert (numbers[:, lag:].square() - 1).mul(numbers[:, :-lag].square() - 1).mean().abs() < 2.2 * bound, lag
+        assert (numbers[:, lag:].square() - 1).mul(
+            numbers[:, :-lag].square() - 1
+        ).mean().abs() < 2.2 * bound, lag
     assert (numbers * other).mean().abs() < bound
 
 
@@ -113,7 +115,9 @@ def test_numbers_stay_what_they_were():
     """A changed stream would change every run that is resumed and every recorded evaluation."""
     assert stream_key(0, "noise") == 3879412193591564987
     numbers = normal(0, "noise", torch.tensor([0, 2**33]), (2,))
-    torch.testing.assert_close(numbers, torch.tensor([[0.8970012, -0.2293171], [0.9677545, 1.2113734]]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        numbers, torch.tensor([[0.8970012, -0.2293171], [0.9677545, 1.2113734]]), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")

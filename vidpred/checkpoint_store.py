@@ -6,9 +6,9 @@
                      info.json            step and other plain data
                      manifest.json        schema version; size and SHA-256 of each file above
 
-Complete: has a manifest, and every file in it has its size. Intact: complete, and the checksums are right. A crash
-at any moment leaves either the whole directory or a hidden one that nobody reads. Reading runs no code: safetensors,
-`torch.load(weights_only=True)`, `yaml.safe_load`, JSON.
+Complete: has a manifest, and every file in it has its size. Intact: complete, and the checksums are right. A
+crash at any moment leaves either the whole directory or a hidden one that nobody reads. Reading runs no code:
+safetensors, `torch.load(weights_only=True)`, `yaml.safe_load`, JSON.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What one directory holds: `tensors` by group and name, on the CPU; `state` is {} when it was not asked for."""
+    """What one directory holds: `tensors` by group and name, on the CPU; `state` is {} when not asked for."""
 
     path: Path
     step: int
@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, `folder` = `runs/<name>/checkpoints`. One process (rank 0) saves and prunes."""
+    """The checkpoints of one run in `folder` (`runs/<name>/checkpoints`). Only rank 0 saves and prunes."""
 
     def __init__(self, folder: Union[str, Path]):
         self.folder = Path(folder)
@@ -69,8 +69,8 @@ class CheckpointStore:
     ) -> Path:
         """Writes one checkpoint and returns its directory; one of the same step is replaced.
 
-        `state` holds nothing but tensors, numbers, strings, None, lists, tuples and dicts (TypeError names the
-        key otherwise). When this returns the checkpoint survives a power failure.
+        `state` holds nothing but tensors, numbers, strings, None, lists, tuples and dicts (TypeError names
+        the key otherwise). When this returns the checkpoint survives a power failure.
         """
         _require_plain("state", state)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -105,8 +105,10 @@ class CheckpointStore:
         return None
 
     def prune(self, keep_last: int, keep_every: int = 0, keep: Collection[Path] = ()) -> list[Path]:
-        """Deletes complete checkpoints except the last `keep_last` (at least 1), every step that is a multiple of
-        `keep_every` (0: none) and those in `keep` (the best). Returns what was deleted. Torn ones stay."""
+        """Deletes complete checkpoints except the last `keep_last` (at least 1), every step that is a
+        multiple of `keep_every` (0: none) and those in `keep` (the best). Returns what was deleted. Torn ones
+        stay.
+        """
         kept_names = {Path(path).name for path in keep}
         deleted = []
         for path in self.complete()[: -max(keep_last, 1)]:
@@ -122,7 +124,9 @@ class CheckpointStore:
         if not self.folder.is_dir():
             return []
         self._restore_replaced()
-        folders = [path for path in self.folder.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir()]
+        folders = [
+            path for path in self.folder.iterdir() if STEP_FOLDER.fullmatch(path.name) and path.is_dir()
+        ]
         return sorted(folders, key=_step_of)
 
     def _restore_replaced(self) -> None:
@@ -144,11 +148,11 @@ class CheckpointStore:
 
 
 def read_checkpoint(path: Union[str, Path], with_state: bool = True, verify: bool = True) -> Checkpoint:
-    """Reads a checkpoint directory; `path` may also be the `checkpoints` folder or the run folder above it, which
-    mean the latest intact one.
+    """Reads a checkpoint directory; `path` may also be the `checkpoints` folder or the run folder above it,
+    which mean the latest intact one.
 
-    `with_state=False` leaves the optimizer's state on the disk; `verify=False` skips the checksums (just done by
-    `latest`). Raises UserError when there is none, or it is damaged or newer than this program.
+    `with_state=False` leaves the optimizer's state on the disk; `verify=False` skips the checksums (just done
+    by `latest`). Raises UserError when there is none, or it is damaged or newer than this program.
     """
     folder = find_checkpoint(path)
     reason = _incompleteness(folder) or (_damage(folder) if verify else None)
@@ -170,16 +174,20 @@ def read_checkpoint(path: Union[str, Path], with_state: bool = True, verify: boo
 
 
 def find_checkpoint(path: Union[str, Path]) -> Path:
-    """The checkpoint directory that `path` (a checkpoint, `checkpoints` or a run folder) means, or UserError."""
+    """The directory that `path` (a checkpoint, a `checkpoints` or a run folder) means, or UserError."""
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"checkpoint {path}: no such folder; give a run folder or one of its checkpoints/step_*")
+        raise UserError(
+            f"checkpoint {path}: no such folder; give a run folder or one of its checkpoints/step_*"
+        )
     if STEP_FOLDER.fullmatch(path.name) or (path / MANIFEST).exists():
         return path
     inner = path / "checkpoints"
     latest = CheckpointStore(inner if inner.is_dir() else path).latest()
     if latest is None:
-        raise UserError(f"checkpoint {path}: holds no complete checkpoint (step_*/{MANIFEST}); choose another run")
+        raise UserError(
+            f"checkpoint {path}: holds no complete checkpoint (step_*/{MANIFEST}); choose another run"
+        )
     return latest
 
 
@@ -197,7 +205,12 @@ def newest_run(runs_folder: Union[str, Path]) -> Optional[Path]:
 
 
 def _write_files(
-    folder: Path, step: int, tensors: dict, state: dict[str, Any], config: dict[str, Any], info: dict[str, Any]
+    folder: Path,
+    step: int,
+    tensors: dict,
+    state: dict[str, Any],
+    config: dict[str, Any],
+    info: dict[str, Any],
 ) -> None:
     """All files of a checkpoint, each flushed to the disk, the manifest last."""
     for group, named in tensors.items():
@@ -229,7 +242,9 @@ def _require_plain(where: str, value: Any) -> None:
         for index, item in enumerate(value):
             _require_plain(f"{where}.{index}", item)
     else:
-        raise TypeError(f"{where}: {type(value).__name__} cannot be stored; use tensors, numbers, strings, lists")
+        raise TypeError(
+            f"{where}: {type(value).__name__} cannot be stored; use tensors, numbers, strings, lists"
+        )
 
 
 def _step_of(path: Path) -> int:
@@ -253,8 +268,8 @@ def _incompleteness(path: Path) -> Optional[str]:
         return f"{MANIFEST} is damaged ({type(error).__name__}: {error})"
     if version > SCHEMA_VERSION:
         raise UserError(
-            f"checkpoint {path}: schema version {version} is newer than this vidpred reads ({SCHEMA_VERSION}); "
-            "update vidpred"
+            f"checkpoint {path}: schema version {version} is newer than this vidpred reads "
+            f"({SCHEMA_VERSION}); update vidpred"
         )
     for name, (size, _) in files.items():
         file = path / name

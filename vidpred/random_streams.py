@@ -6,8 +6,8 @@ bijection of 128-bit counters: no state, no order, no host generator. Here
     key (k0, k1)             = a 64-bit hash of (seed, purpose)
     counter (c0, c1, c2, c3) = (draw's low word, block within the row, draw's high word, 0)
 
-so a row depends on nothing but (seed, purpose, its draw number): not on the batch around it, the rank, the device
-or what was drawn before. Words are 32-bit numbers held in int64 tensors.
+so a row depends on nothing but (seed, purpose, its draw number): not on the batch around it, the rank, the
+device or what was drawn before. Words are 32-bit numbers held in int64 tensors.
 """
 
 import math
@@ -41,7 +41,8 @@ def _multiply(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:
     """High and low words of the 64-bit product of two 32-bit words, inside signed 64-bit arithmetic.
 
     The multiplier is taken as the signed number m = multiplier - 2^32, |m| < 2^30, so the product stays
-    within int64; multiplier * word = m * word + 2^32 * word gives the high word back. The shift is arithmetic.
+    within int64; multiplier * word = m * word + 2^32 * word gives the high word back. The shift is
+    arithmetic.
     """
     product = word * (multiplier - (WORD + 1))
     return (product >> 32) + word, product & WORD
@@ -91,8 +92,8 @@ def normal(
 ) -> Tensor:
     """Standard normal numbers by Box and Muller, |value| < 6.8: (B, *shape) float32 on `device`.
 
-    `draws` and `device` as in `uniform`. Float32 throughout: a GPU's logarithm and cosine differ from the CPU's in
-    the last bits.
+    `draws` and `device` as in `uniform`. Float32 throughout: a GPU's logarithm and cosine differ from the
+    CPU's in the last bits.
     """
     count = math.prod(shape)
     words = _words(seed, purpose, draws.to(device or draws.device), -(-count // 4))

@@ -4,10 +4,11 @@
     for name, stats in collect(step).items():
         log(f"{name} range: {stats}")
 
-`report` adds to accumulators on the tensor's own device. `collect` is called by every rank: it brings the figures to
-the host (the one synchronisation), merges those of all ranks by name, so ranks may have reported different names,
-enforces what `expect` registered and starts afresh. Non-finite values are counted and kept out of the other
-figures. Do not report from code that activation checkpointing runs a second time: it would count twice.
+`report` adds to accumulators on the tensor's own device. `collect` is called by every rank: it brings the
+figures to the host (the one synchronisation), merges those of all ranks by name, so ranks may have reported
+different names, enforces what `expect` registered and starts afresh. Non-finite values are counted and kept
+out of the other figures. Do not report from code that activation checkpointing runs a second time: it would
+count twice.
 """
 
 import math
@@ -23,8 +24,9 @@ from vidpred.errors import UserError
 
 @dataclass(frozen=True)
 class RangeStats:
-    """The figures of one name: `count` values, of which `non_finite` are nan or infinite; the rest over finite
-    values (nan where there is none). `std` is the population's."""
+    """The figures of one name: `count` values, of which `non_finite` are nan or infinite; the rest over
+    finite values (nan where there is none). `std` is the population's.
+    """
 
     count: int
     mean: float
@@ -63,12 +65,12 @@ class RangeError(UserError):
         self.name, self.stats, self.step = name, stats, step
         when = "" if step is None else f" at step {step}"
         super().__init__(
-            f"{name} left its range{when}: {stats}, expected {expected}; lower the learning rate or check the "
-            f"normalisation of what goes into {name}"
+            f"{name} left its range{when}: {stats}, expected {expected}; lower the learning rate or "
+            f"check the normalisation of what goes into {name}"
         )
 
 
-# Per name, float64 on the device of the tensors: (values, finite values, sum, sum of squares) and (-min, max).
+# Per name, float64 on the tensors' device: (values, finite values, sum, sum of squares) and (-min, max).
 _sums: dict[str, Tensor] = {}
 _extremes: dict[str, Tensor] = {}
 _expectations: dict[str, Expectation] = {}
@@ -88,7 +90,7 @@ def report(name: str, tensor: Tensor) -> None:
 
 
 def expect(name: str, low: Optional[float] = None, high: Optional[float] = None, finite: bool = True) -> None:
-    """From now on `collect` raises RangeError when `name` holds a value outside [low, high] (or not finite)."""
+    """From now on `collect` raises RangeError when a value of `name` is outside [low, high] or not finite."""
     _expectations[name] = Expectation(low, high, finite)
 
 
@@ -129,7 +131,10 @@ def _measure(tensor: Tensor) -> tuple[Tensor, Tensor]:
     zeroed = values.where(finite, 0).double()  # double: squares of large float32 and sums of many
     sums = [finite.new_full((), tensor.numel(), dtype=torch.float64), finite.sum().double()]
     sums += [zeroed.sum(), zeroed.square().sum()]
-    extremes = [-values.where(finite, math.inf).amin().double(), values.where(finite, -math.inf).amax().double()]
+    extremes = [
+        -values.where(finite, math.inf).amin().double(),
+        values.where(finite, -math.inf).amax().double(),
+    ]
     return torch.stack(sums), torch.stack(extremes)
 
 

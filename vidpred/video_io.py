@@ -1,7 +1,7 @@
 """Videos and pictures: write mp4, gif and png, lay out a prediction beside the truth, read frames.
 
-Frames are uint8 (T, C, H, W) with C = 1 (grey) or 3 (RGB). Every file is written under another name first and then
-renamed, so a reader never meets half of one.
+Frames are uint8 (T, C, H, W) with C = 1 (grey) or 3 (RGB). Every file is written under another name first and
+then renamed, so a reader never meets half of one.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Iterator, Optional, Union
 
-import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,19 +25,18 @@ MIN_SIDE = 128  # panels enlarge smaller frames to this shorter side
 MAX_COLUMNS = 12  # a longer clip is thinned out in the PNG strip
 BORDER = 3
 GAP = 4
-FONT_SIZE = 14
 ERROR_GAIN = 2
 BACKGROUND, TEXT = (24, 24, 24), (235, 235, 235)
 CONTEXT_COLOUR, UNKNOWN_COLOUR, NO_COLOUR = (60, 200, 90), (240, 150, 40), (70, 70, 70)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
+# ---- files ----
 
 
 @contextlib.contextmanager
 def _written_aside(path: PathLike) -> Iterator[Path]:
     """Yields a temporary sibling with the same ending and renames it to `path` when the block succeeds."""
-    path = Path(path)
+    path = Path(os.path.abspath(path))  # FFmpeg reads a bare name such as `concat:...` as an instruction
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -62,9 +60,11 @@ def _rgb(frames: Tensor) -> np.ndarray:
 def write_video(path: PathLike, frames: Tensor, fps: float, crf: int = 18) -> None:
     """Writes an mp4 (H.264, yuv420p, which every player reads).
 
-    `frames` uint8 (T, C, H, W); an odd height or width grows by one repeated line; `fps` frames per second; `crf`
-    0 (lossless but for the colour space) to 51.
+    `frames` uint8 (T, C, H, W); an odd height or width grows by one repeated line; `fps` frames per second;
+    `crf` 0 (lossless but for the colour space) to 51.
     """
+    import av
+
     _check_frames(frames)
     height, width = frames.shape[-2:]
     pictures = np.pad(_rgb(frames), ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -79,7 +79,7 @@ def write_video(path: PathLike, frames: Tensor, fps: float, crf: int = 18) -> No
 
 
 def write_gif(path: PathLike, frames: Tensor, fps: float) -> None:
-    """Writes an endlessly repeating gif of frames uint8 (T, C, H, W); 256 colours a frame, at most 50 frames/s."""
+    """Writes a repeating gif of frames uint8 (T, C, H, W); 256 colours a frame, at most 50 frames/s."""
     _check_frames(frames)
     pictures = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in _rgb(frames)]
     milliseconds = max(20, 10 * round(100 / fps))  # the format counts hundredths; players slow down below two
@@ -101,16 +101,18 @@ def read_frames(
 ) -> tuple[Tensor, float]:
     """Decodes a video from its beginning: frames start, start + stride, ... -> uint8 (T, 3, H, W), its fps.
 
-    `count` frames, or all for None; in presentation order, from the best video stream, rotated as the file says.
-    The fps are the file's, not divided by `stride`; 0 where the file does not tell. Raises UserError when it
-    cannot be read or holds too few.
+    `count` frames, or all for None; in presentation order, from the best video stream, rotated as the file
+    says. The fps are the file's, not divided by `stride`; 0 where the file does not tell. Raises UserError
+    when it cannot be read or holds too few.
     """
+    import av
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a video file")
     stop = None if count is None else start + (count - 1) * stride + 1
     try:
-        # An absolute path, because FFmpeg reads a name such as `concat:...` as an instruction.
+        # Absolute for the same reason as in `_written_aside`.
         with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
             if stream is None:
@@ -122,7 +124,9 @@ def read_frames(
         raise UserError(f"{path}: cannot be decoded ({error.strerror}); choose another file") from error
     if len(pictures) < (count or 1):
         wanted = f"{count or 1} frames from {start} with stride {stride}"
-        raise UserError(f"{path}: has only {len(pictures)} of the {wanted} that were asked for; choose a longer video")
+        raise UserError(
+            f"{path}: has only {len(pictures)} of the {wanted} that were asked for; choose a longer video"
+        )
     if len({picture.shape for picture in pictures}) > 1:
         raise UserError(f"{path}: its frames change their size midway; choose another file")
     return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous(), fps
@@ -137,7 +141,7 @@ def _selected(decoded: Iterator, start: int, stop: Optional[int], stride: int) -
             yield np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
 
 
-# ---- panels ------------------------------------------------------------------------------------------------------
+# ---- panels ----
 
 
 @dataclass(frozen=True)
@@ -201,34 +205,36 @@ def _strip(rows: list[_Row], given: int) -> np.ndarray:
     columns = _columns(len(rows[0].tiles), given)
     height, width = rows[0].tiles[0].shape[:2]
     cell_h, cell_w = height + 2 * BORDER + GAP, width + 2 * BORDER + GAP
-    left, top = _text_width([row.label for row in rows]) + 2 * GAP, FONT_SIZE + 2 * GAP
+    font = _font(height)
+    left, top = _text_width(font, rows) + 3 * GAP, round(font.size) + 2 * GAP
     canvas = Image.new("RGB", (left + cell_w * len(columns), top + cell_h * len(rows)), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):
         y = top + number * cell_h
-        draw.text((GAP, y + cell_h // 2), row.label, TEXT, font=_font(), anchor="lm")
+        draw.text((GAP, y + cell_h // 2), row.label, TEXT, font=font, anchor="lm")
         for column, time in enumerate(columns):
             _paste(canvas, row.tiles[time], left + column * cell_w, y, _colour(time, given), (height, width))
     for column, time in enumerate(columns):
         x = left + column * cell_w + cell_w // 2
-        draw.text((x, top // 2), _time_label(time, given), _colour(time, given), font=_font(), anchor="mm")
+        draw.text((x, top // 2), _time_label(time, given), _colour(time, given), font=font, anchor="mm")
     return np.array(canvas)
 
 
 def _side_by_side(rows: list[_Row], time: int, given: int) -> np.ndarray:
     """One moment of all rows, from left to right, each under its label: (H, W, 3)."""
     height, width = rows[0].tiles[0].shape[:2]
-    cell_w = max(width, _text_width([row.label for row in rows])) + 2 * BORDER + GAP
-    top, bottom = FONT_SIZE + 2 * GAP, FONT_SIZE + 2 * GAP
+    font = _font(height)
+    cell_w = max(width, _text_width(font, rows)) + 2 * BORDER + GAP
+    top = bottom = round(font.size) + 2 * GAP
     size = (cell_w * len(rows) + GAP, top + height + 2 * BORDER + bottom)
     canvas = Image.new("RGB", size, BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):
         x = GAP + number * cell_w
-        draw.text((x + cell_w // 2, top // 2), row.label, TEXT, font=_font(), anchor="mm")
+        draw.text((x + cell_w // 2, top // 2), row.label, TEXT, font=font, anchor="mm")
         _paste(canvas, row.tiles[time], x, top, _colour(time, given), (height, width))
     label = _time_label(time, given)
-    draw.text((size[0] // 2, size[1] - bottom // 2), label, _colour(time, given), font=_font(), anchor="mm")
+    draw.text((size[0] // 2, size[1] - bottom // 2), label, _colour(time, given), font=font, anchor="mm")
     return np.array(canvas)
 
 
@@ -247,7 +253,7 @@ def _paste(
 
 
 def _columns(total: int, given: int) -> list[int]:
-    """At most MAX_COLUMNS of the times 0 .. total - 1: evenly spread, with both ends and the last context frame."""
+    """At most MAX_COLUMNS of the times 0 .. total - 1: even, with both ends and the last context frame."""
     if total <= MAX_COLUMNS:
         return list(range(total))
     chosen = {given - 1, *np.linspace(0, total - 1, MAX_COLUMNS - 1).round().astype(int).tolist()}
@@ -263,9 +269,10 @@ def _time_label(time: int, given: int) -> str:
     return f"context {time + 1}" if time < given else f"+{time - given + 1}"
 
 
-def _font() -> ImageFont.ImageFont:
-    return ImageFont.load_default(FONT_SIZE)  # the scalable font inside Pillow
+def _font(tile_height: int) -> ImageFont.FreeTypeFont:
+    """The scalable font inside Pillow, larger on larger tiles: a wide strip is looked at from afar."""
+    return ImageFont.load_default(max(14, tile_height // 10))
 
 
-def _text_width(texts: list[str]) -> int:
-    return max(round(_font().getlength(text)) for text in texts)
+def _text_width(font: ImageFont.FreeTypeFont, rows: list[_Row]) -> int:
+    return max(round(font.getlength(row.label)) for row in rows)
