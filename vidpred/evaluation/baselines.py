@@ -16,8 +16,8 @@ def copy_last(frames: Tensor, context: int) -> Tensor:
 def extrapolate(frames: Tensor, frame_times: Tensor, context: int) -> Tensor:
     """The line through the last two given frames: uint8 (B, T, C, H, W), times (B, T) -> (B, T - K, C, H, W).
 
-    K is `context`. At horizon h of a regular clip: last + h (last - previous), clamped to [0, 255]. With a single given
-    frame nothing is known of its motion, and the line is its copy.
+    K is `context`. At horizon h of a regular clip: last + h (last - previous), clamped to [0, 255]. With a
+    single given frame nothing is known of its motion, and the line is its copy.
     """
     if context < 2:
         return copy_last(frames, context)

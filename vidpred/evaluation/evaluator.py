@@ -1,11 +1,12 @@
 """The evaluation: every rank predicts and scores its share of the clips, and all know the whole result."""
 
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
-from vidpred.data import ClipDataset, evaluation_batches
+from vidpred.data import ClipBatch, ClipDataset, evaluation_batches
 from vidpred.distributed import gather_objects, is_main, shard
 from vidpred.errors import UserError
 from vidpred.evaluation.config import EvaluationConfig
@@ -28,6 +29,8 @@ def evaluate(
     step: Optional[int] = None,
     ema: Optional[bool] = None,
     num_inference_steps: Optional[int] = None,
+    num_workers: int = 1,
+    timeout: float = 60.0,
 ) -> Evaluation:
     """Predicts clips of `dataset` and scores them; every rank must call it, and every rank gets the result.
 
@@ -36,16 +39,21 @@ def evaluate(
         seed: one trajectory per clip is drawn, a function of (seed, index of the clip in the split).
         step, ema: of the weights, for the protocol only.
         num_inference_steps: the predictor's configured number where None.
+        num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
     Raises:
         UserError: an empty split, another kind of mask, a clip that cannot be read, or a prediction that is
             not finite (the clip is named); on all ranks, whichever met it.
     """
     trial = Trial(predictor, seed, num_inference_steps, step, ema)
     indices = choose_clips(len(dataset), config.num_clips)
+    mine = [indices[i] for i in shard(len(indices))]
+    batches = evaluation_batches(
+        dataset, mine, config.batch_size, given_mask, seed=seed, num_workers=num_workers, timeout=timeout
+    )
     judge = Judge(config, predictor.device)
     records, failure = [], None
     try:
-        records = _score_share(trial, dataset, config, given_mask, judge, indices)
+        records = _score_share(trial, batches, len(mine), judge, set(indices[: config.num_panels]))
     except UserError as error:
         failure = str(error)  # raised below, by all ranks: the others would wait for this one
     records = _gather(records, failure, judge)
@@ -62,22 +70,17 @@ def choose_clips(available: int, wanted: int) -> list[int]:
 
 def _score_share(
     trial: Trial,
-    dataset: ClipDataset,
-    config: EvaluationConfig,
-    given_mask: GivenMask,
+    batches: Iterator[tuple[ClipBatch, Tensor]],
+    total: int,
     judge: Judge,
-    indices: list[int],
+    pictured: set[int],
 ) -> list[ClipScores]:
-    """Scores of this rank's clips: every `world`-th of `indices`, in batches of a fixed size."""
-    mine = [indices[i] for i in shard(len(indices))]
-    pictured = set(indices[: config.num_panels])
+    """Scores of this rank's clips, of which there are `total`; frames are kept of those in `pictured`."""
     records: list[ClipScores] = []
-    batches = evaluation_batches(dataset, mine, config.batch_size, given_mask)
-    with tqdm(total=len(mine), desc="evaluation", unit="clip", disable=not is_main(), leave=False) as bar:
+    with tqdm(total=total, desc="evaluation", unit="clip", disable=not is_main(), leave=False) as bar:
         for batch, valid in batches:
-            part = mine[len(records) : len(records) + int(valid.sum())]
-            records += score_batch(trial, batch, part, judge, pictured)
-            bar.update(len(part))
+            records += score_batch(trial, batch, int(valid.sum()), judge, pictured)
+            bar.update(len(records) - bar.n)
     return records
 
 

@@ -20,7 +20,7 @@ from vidpred.tensor_ops import append_dims, to_uint8
 
 @dataclass(frozen=True)
 class Trial:
-    """Whose predictions, and how they are drawn; `step` and `ema` of the weights are for the protocol only."""
+    """Whose predictions, and how they are drawn; `step` and `ema` are for the protocol only."""
 
     predictor: Predictor
     seed: int
@@ -70,20 +70,18 @@ def context_length(given: Tensor) -> int:
 
 
 def score_batch(
-    trial: Trial, batch: ClipBatch, indices: list[int], judge: Judge, keep_frames_of: set[int]
+    trial: Trial, batch: ClipBatch, count: int, judge: Judge, keep_frames_of: set[int]
 ) -> list[ClipScores]:
-    """Scores of the first `len(indices)` clips of the batch; the rest is padding.
+    """Scores of the first `count` clips of the batch; the rest is padding for a fixed shape, dropped.
 
-    A clip's randomness is a function of (seed, its index in the split), whatever batch and process it is in.
+    A clip's draw is its index in the split, so that its randomness does not depend on batch and process.
     """
     batch = batch.to(trial.predictor.device)
     context = context_length(batch.given)
-    # Padding repeats an index: it is predicted for the sake of a fixed batch shape, and dropped.
-    draws = torch.tensor(indices + indices[-1:] * (len(batch) - len(indices)), dtype=torch.int64)
     rows = {
         "floor": copy_last(batch.frames, context),
         "linear": extrapolate(batch.frames, batch.frame_times, context),
-        **_predict(trial, batch, draws, context, len(indices)),
+        **_predict(trial, batch, context, count),
     }
     truth, last = batch.frames[:, context:], batch.frames[:, context - 1 : context]
     scores = {row: judge(frames, truth) for row, frames in rows.items()}
@@ -100,11 +98,11 @@ def score_batch(
             true_motion=true_motion[b],
             sample=_sample(batch, rows["model"], b, index, context) if index in keep_frames_of else None,
         )
-        for b, index in enumerate(indices)
+        for b, index in enumerate(batch.draws[:count].tolist())
     ]
 
 
-def _predict(trial: Trial, batch: ClipBatch, draws: Tensor, context: int, count: int) -> dict[str, Tensor]:
+def _predict(trial: Trial, batch: ClipBatch, context: int, count: int) -> dict[str, Tensor]:
     """The rows model and ceiling, uint8 (B, H, C, h, w) each; the first `count` clips must be finite."""
     predictor = trial.predictor
     latents = predictor.encode(batch.frames)
@@ -114,7 +112,7 @@ def _predict(trial: Trial, batch: ClipBatch, draws: Tensor, context: int, count:
         known,
         batch.given,
         batch.frame_times,
-        draws,
+        batch.draws,
         trial.seed,
         num_inference_steps=trial.num_inference_steps,
         purpose="evaluation",
@@ -122,18 +120,18 @@ def _predict(trial: Trial, batch: ClipBatch, draws: Tensor, context: int, count:
     unknown = {"model": sampled[:, context:], "ceiling": latents[:, context:]}
     decoded = {row: predictor.decode(x) for row, x in unknown.items()}
     for row, frames in decoded.items():
-        _require_finite(row, frames[:count], batch.names, draws)
+        _require_finite(row, frames[:count], batch)
     return {row: to_uint8(frames) for row, frames in decoded.items()}
 
 
-def _require_finite(row: str, frames: Tensor, names: list[str], draws: Tensor) -> None:
+def _require_finite(row: str, frames: Tensor, batch: ClipBatch) -> None:
     # Cast to uint8, NaN would become a black pixel, and a broken model a number.
     bad = (~frames.isfinite()).flatten(2).sum(dim=2).cpu()  # (B, H)
     if bad.any():
         clip, horizon = (int(i) for i in bad.nonzero()[0])
         what = "prediction" if row == "model" else "reconstruction by the autoencoder"
         raise UserError(
-            f"evaluation: the {what} of clip '{names[clip]}' (index {int(draws[clip])}) has "
+            f"evaluation: the {what} of clip '{batch.names[clip]}' (index {int(batch.draws[clip])}) has "
             f"{int(bad[clip].sum())} non-finite values, the first at horizon {horizon + 1}; "
             "use an earlier checkpoint or full precision"
         )

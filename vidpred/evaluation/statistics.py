@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Summary:
-    """`ci95` is the half width of the interval, None for a single clip; `per_horizon` is one mean per frame."""
+    """`ci95` is half the interval's width, None for a single clip; `per_horizon` is one mean per frame."""
 
     mean: float
     ci95: Optional[float]

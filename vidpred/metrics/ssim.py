@@ -20,7 +20,10 @@ _FRAMES_AT_ONCE = 32  # torchmetrics filters five images for each one
 
 
 def ssim(prediction: Tensor, truth: Tensor) -> Tensor:
-    """uint8 frames (B, T, C, H, W), at least 11x11 -> SSIM (B, T) float64, each frame by itself."""
+    """uint8 frames (B, T, C, H, W), at least 11x11 -> SSIM (B, T) float64, each frame by itself.
+
+    Filtered in float32 (float64 takes 10 to 17 times as long on a CPU): correct to about 1e-5.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     check_pair(prediction, truth)

@@ -1,0 +1,126 @@
+"""Small clips and predictors for the tests of the evaluation; as a script, an evaluation under torchrun.
+
+    evaluation_helper.py FOLDER BACKBONE   writes what each rank got to FOLDER/rank_<r>.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vidpred.autoencoders import PixelUnshuffleConfig, build_autoencoder
+from vidpred.data.clips import Clip, ClipDataset
+from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig
+from vidpred.distributed import process_group, rank
+from vidpred.errors import UserError
+from vidpred.evaluation import Evaluation, EvaluationConfig, evaluate
+from vidpred.prediction import LatentCalibration, Predictor
+
+CONTEXT, FRAMES, SIZE = 2, 5, 32
+BROKEN = "clip 4"
+
+
+class Squares(ClipDataset):
+    """One bright square per clip, moving by two pixels a frame; `still` clips do not move."""
+
+    name = "squares"
+
+    def __init__(self, count: int = 7, still: bool = False):
+        self.count, self.still = count, still
+
+    def __len__(self) -> int:
+        return self.count
+
+    def item_name(self, index: int) -> str:
+        return f"clip {index}"
+
+    def clip(self, index: int, generator=None) -> Clip:
+        frames = torch.full((FRAMES, 3, SIZE, SIZE), 40 + index, dtype=torch.uint8)
+        for t in range(FRAMES):
+            left = 3 if self.still else 3 + 2 * t
+            frames[t, :, 5 + index : 15 + index, left : left + 9] = 200
+        return Clip(frames, torch.arange(FRAMES, dtype=torch.float32), self.item_name(index))
+
+
+def first_frames(generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    return np.arange(num_frames) < CONTEXT
+
+
+class NoiseDependent(nn.Module):
+    """A denoiser whose x0 depends on everything: the noise, the level, the given frames."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(12, 12, 3, 3, 3, generator=generator) * 0.03)
+
+    def forward(self, x: Tensor, level, given: Tensor, frame_times: Tensor) -> Tensor:
+        moved = nn.functional.conv3d(x.movedim(1, 2), self.weight, padding=1).movedim(1, 2)
+        return torch.tanh(0.3 * x + moved) + x[:, CONTEXT - 1 : CONTEXT] * 0.7 + 0.01 * frame_times.mean()
+
+
+class CopyLast(nn.Module):
+    def forward(self, x: Tensor, level, given: Tensor, frame_times: Tensor) -> Tensor:
+        return x[:, CONTEXT - 1 : CONTEXT].expand_as(x)
+
+
+class BreaksOn(NoiseDependent):
+    """Not a number for the one clip whose background is that of `BROKEN` (44 of 255)."""
+
+    def forward(self, x: Tensor, level, given: Tensor, frame_times: Tensor) -> Tensor:
+        background = (x[:, 0, 0, 0, 0] + 1) * 127.5
+        broken = (background - 44).abs() < 0.5
+        x0 = super().forward(x, level, given, frame_times)
+        x0[:, 3] = torch.where(broken[:, None, None, None], torch.nan, x0[:, 3])
+        return x0
+
+
+def make_predictor(denoiser: nn.Module, steps: int = 3) -> Predictor:
+    return Predictor(
+        denoiser.eval(),
+        build_autoencoder(PixelUnshuffleConfig()),
+        LatentCalibration(12),
+        NoiseSchedule(ScheduleConfig()),
+        SamplingConfig(num_inference_steps=steps),
+        context_frames=CONTEXT,
+        num_frames=FRAMES,
+    )
+
+
+def run(denoiser: nn.Module, backbone: str | None, steps: int = 3, **options) -> Evaluation:
+    config = EvaluationConfig(**{"batch_size": 2, "lpips_net": "none", **options})
+    if backbone:
+        config.lpips_net, config.lpips_weights = "squeeze", str(backbone)
+    return evaluate(make_predictor(denoiser, steps), Squares(), config, first_frames, seed=3)
+
+
+def plain(evaluation: Evaluation) -> dict:
+    """Everything in it, unrounded."""
+    rows = {
+        f"{clip.index} {row} {metric}": values.tolist()
+        for clip in evaluation.clips
+        for row, metrics in clip.scores.items()
+        for metric, values in metrics.items()
+    }
+    samples = {s.name: [int(x.sum()) for x in (s.context, s.truth, s.prediction)] for s in evaluation.samples}
+    return {"json": evaluation.to_json(), "rows": rows, "samples": samples, "table": evaluation.table()}
+
+
+def main(folder: str, backbone: str) -> None:
+    with process_group("cpu"):
+        results = {
+            "all": plain(run(NoiseDependent(), backbone)),
+            "fewer clips than ranks": plain(run(NoiseDependent(), None, num_clips=2)),
+        }
+        try:
+            run(BreaksOn(), None)
+        except UserError as error:
+            results["error"] = str(error)
+        Path(folder, f"rank_{rank()}.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
