@@ -3,8 +3,9 @@
 diffusers computes its per-step factors in float32. As they are, its trajectories agree to 1e-5; with the same
 factors computed in float64 (`promote`) to 1e-9, also where nothing is clipped and values grow to a hundred.
 
-Both sides see the same timesteps (trailing), the same starting noise, the same fresh noise, and a deterministic
-nonlinear function in place of a network. Ours is asked for x0, theirs for their own prediction type.
+Both sides see the same timesteps (trailing), the same starting noise, the same fresh noise, and a
+deterministic nonlinear function in place of a network. Ours is asked for x0, theirs for their own prediction
+type.
 """
 
 import pytest

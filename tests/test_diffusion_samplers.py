@@ -1,7 +1,8 @@
 """Samplers against closed forms: the Gaussian oracle, given frames, frames at levels of their own.
 
-For data N(mu, s^2) the best clean estimate is D(x) = (alpha s^2 x + sigma^2 mu) / (alpha^2 s^2 + sigma^2), and
-the probability-flow ODE carries x at (alpha, sigma) to mu + s (x - alpha mu) / sqrt(alpha^2 s^2 + sigma^2).
+For data N(mu, s^2) the best clean estimate is D(x) = (alpha s^2 x + sigma^2 mu) / (alpha^2 s^2 + sigma^2),
+and the probability-flow ODE carries x at (alpha, sigma) to
+mu + s (x - alpha mu) / sqrt(alpha^2 s^2 + sigma^2).
 """
 
 import math
@@ -108,7 +109,7 @@ def test_one_step_of_each_convention_closed_form():
 
 @pytest.mark.parametrize("family", ["vp", "flow", "edm"])
 def test_ancestral_steps_keep_the_marginal(family):
-    # Pushing x = alpha x0 + sigma eps through one posterior step, x0 known, must give the next level's marginal.
+    # One step from x = alpha x0 + sigma eps, x0 known, must give the next level's marginal.
     levels = continuous_levels(family, 4)[1:3]
     generator = torch.Generator().manual_seed(0)
 
@@ -181,7 +182,8 @@ def test_frames_fall_at_their_own_pace():
     alone = sample_ddim(oracle, x[:, :1], path)
     for frame in range(3):
         assert torch.equal(end[:, frame], alone[:, 0])
-    assert reports[0].moving.tolist() == [[True, False, True]] or reports[1].moving.tolist() == [[True, False, True]]
+    assert reports[1].moving.tolist() == [[True, False, True]]
+    assert reports[41].moving.tolist() == [[False, True, True]]
     assert torch.equal(reports[39].x[:, 1], x[:, 1]) and torch.equal(reports[60].x[:, 0], end[:, 0])
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vidpred import random_streams
 from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
 from vidpred.diffusion import ClipBoundConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.errors import UserError
@@ -69,8 +70,24 @@ def test_a_rows_randomness_is_its_seed_purpose_and_draw_alone():
     assert not torch.equal(predictor.predict(frames, 6, seed=1, draws=draws), together)
     assert not torch.equal(predictor.predict(frames, 6, draws=draws, purpose="evaluation"), together)
     assert torch.equal(predictor.predict(frames, 6, draws=draws), together)
-    # A second window draws noise of its own: noise that returned would make motion periodic.
-    assert not torch.equal(together[:, 0:3], together[:, 3:6])
+
+
+def test_every_step_of_every_window_draws_noise_of_its_own(monkeypatch):
+    purposes = []
+    normal = random_streams.normal
+
+    def recorded(seed, purpose, *rest):
+        purposes.append(purpose)
+        return normal(seed, purpose, *rest)
+
+    monkeypatch.setattr(random_streams, "normal", recorded)
+    reports = []
+    make(follow_the_noise, sampler="ddpm").predict(flat_clip(), 6, callback=reports.append)
+    starts = [report.x for report in reports if report.step == 0]
+    assert len(purposes) == len(set(purposes)) == 2 * (1 + 4)  # two windows: a start and four steps
+    first, second = (start[:, CONTEXT:] for start in starts)
+    assert (first - second).abs().min() > 0
+    assert torch.cat([first, second]).std().item() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("sampler, eta", [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])

@@ -1,8 +1,8 @@
 """Bounds on the clean estimate x0, in calibrated units (training latents have mean 0 and deviation 1).
 
 At high noise x0 = (x - sigma eps) / alpha divides by a small alpha: a bias of 0.01 in eps already puts the
-whole first estimate outside of what latents can be. A bound is a function x0 (B, T, C, H, W) -> the same shape.
-NaN stays NaN under every bound.
+whole first estimate outside of what latents can be. A bound is a function x0 (B, T, C, H, W) -> the same
+shape. NaN stays NaN under every bound.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ def build_clip(
     if config.kind == "dynamic":
         return lambda x0: clip_dynamic(x0, config.bound, config.quantile)
     if low is None or high is None:
-        raise UserError("sampling.clip.kind: auto needs calibrated latents (low, high); use static without them")
+        raise UserError("sampling.clip.kind: auto needs the range of calibrated latents; use static without")
     margin = config.margin * (high - low)
     return lambda x0: clip_channels(x0, low - margin, high + margin)
 

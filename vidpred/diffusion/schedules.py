@@ -2,7 +2,7 @@
 
 Notation (Ho et al. 2020, arXiv:2006.11239): t = 0 .. T-1 are the training timesteps,
 
-    alpha_bar_t = prod_{s <= t} (1 - beta_s),    alpha_t = sqrt(alpha_bar_t),    sigma_t = sqrt(1 - alpha_bar_t)
+    alpha_bar_t = prod_{s <= t} (1 - beta_s),   alpha_t = sqrt(alpha_bar_t),   sigma_t = sqrt(1 - alpha_bar_t)
 
 t = 0 is not clean (sigma is 0.029 on the scaled-linear schedule); clean is t = -1, which this table has too.
 """
@@ -41,7 +41,7 @@ class ScheduleConfig:
             )
         if self.num_train_timesteps < 2:
             raise UserError(
-                f"diffusion.schedule.num_train_timesteps: {self.num_train_timesteps} is too few; use 2 or more"
+                f"diffusion.schedule.num_train_timesteps: {self.num_train_timesteps} is too few; use 1000"
             )
         if not 0 < self.beta_start < self.beta_end < 1:
             raise UserError(
@@ -148,7 +148,7 @@ def _cosine_betas(total: int, max_beta: float = 0.999) -> Tensor:
 
 
 def _rescale_to_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Shifts and scales sqrt(alpha_bar): the first value stays, the last becomes 0 (arXiv:2305.08891, alg. 1)."""
+    """Shifts and scales sqrt(alpha_bar): the first stays, the last becomes 0 (arXiv:2305.08891, alg. 1)."""
     root = torch.cumprod(1 - betas, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     root = (root - last) * (first / (first - last))

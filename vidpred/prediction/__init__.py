@@ -1,4 +1,4 @@
-"""Prediction: a trained denoiser, its autoencoder and its calibration, from given frames to predicted ones."""
+"""Prediction: a trained denoiser, its autoencoder and their calibration, from given frames to new ones."""
 
 from vidpred.prediction.calibration import LatentCalibration, measure_calibration
 from vidpred.prediction.loading import load_predictor, predictor_from_checkpoint

@@ -20,8 +20,8 @@ SMALLEST_DEVIATION = 1e-6  # of 1 + |mean|: below it a channel is constant, and 
 
 
 class LatentCalibration(nn.Module):
-    """Buffers, all (C,) float32: `shift` and `scale` in raw units; `low` and `high`, the range of the training
-    latents in calibrated units, from which the `auto` clip bound is taken.
+    """Buffers, all (C,) float32: `shift` and `scale` in raw units; `low` and `high`, the range of the
+    training latents in calibrated units, from which the `auto` clip bound is taken.
 
     Without measurements it is the identity with the range [-3, 3].
     """

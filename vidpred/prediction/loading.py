@@ -33,8 +33,8 @@ def load_predictor(
         ema: the averaged weights; False takes the trained ones.
         log: receives the named range lines of each `predict`, e.g. `print`.
     Raises:
-        UserError: no such checkpoint, a damaged one, or a kind of network or autoencoder that nobody registered
-            (import the module that registers it first).
+        UserError: no such checkpoint, a damaged one, or a kind of network or autoencoder that is not
+            registered (import the module that registers it first).
     """
     return predictor_from_checkpoint(read_checkpoint(path, with_state=False), device, ema, log)
 
@@ -81,14 +81,15 @@ class _Sections:
 
     def __getitem__(self, section: str) -> dict[str, Any]:
         if not isinstance(self._config.get(section), dict):
-            raise UserError(f"{self._file}: the section '{section}' is missing; the checkpoint is not of vidpred")
+            raise UserError(f"{self._file}: the section '{section}' is missing; use a checkpoint of vidpred")
         return self._config[section]
 
 
 def _load(module: nn.Module, checkpoint: Checkpoint, group: str) -> None:
     if group not in checkpoint.tensors:
         raise UserError(
-            f"checkpoint {checkpoint.path}: holds no {group}.safetensors; it has {', '.join(checkpoint.tensors)}"
+            f"checkpoint {checkpoint.path}: holds no {group}.safetensors, only "
+            f"{', '.join(checkpoint.tensors)}; use another checkpoint"
         )
     try:
         module.load_state_dict(checkpoint.tensors[group])

@@ -18,7 +18,7 @@ from vidpred.prediction.rollout import rollout
 from vidpred.tensor_ops import append_dims, to_uint8
 
 Denoiser = Callable[..., Tensor]
-"""(x (B, T, C, h, w), level (B, T), given (B, T), frame_times (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
+"""(x (B, T, C, h, w), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
 
 
 class Predictor:
@@ -69,7 +69,7 @@ class Predictor:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Calibrated latents (B, T, C, h, w) -> frames (B, T, 3, H, W) float32, [0, 1] nominal, not clamped."""
+        """Calibrated latents (B, T, C, h, w) -> frames (B, T, 3, H, W) float32, [0, 1] and beyond."""
         return self.autoencoder.decode(self.calibration.denormalize(latents))
 
     @torch.no_grad()
@@ -193,7 +193,8 @@ class Predictor:
         factor = self.autoencoder.down_factor
         if height % factor or width % factor:
             raise UserError(
-                f"frames: {height}x{width} is not a multiple of the autoencoder's {factor}; resize or crop them"
+                f"frames: {height}x{width} is not a multiple of {factor} as the autoencoder needs; "
+                "resize or crop them"
             )
         if num_frames < 1:
             raise UserError(f"num_frames: {num_frames} must be 1 or more")

@@ -13,8 +13,8 @@ def rollout(sample: SampleWindow, context: Tensor, num_frames: int, window_frame
     """Yields predicted latents window by window, until there are `num_frames` of them.
 
     Each window is as long as a training clip: the last K latents, given or predicted, and unknown ones after
-    them. Predicted latents go on as they are, without a way through pixels. The last window is sampled at full
-    length too, because that is what the network knows, and then cut.
+    them. Predicted latents go on as they are, without a way through pixels. The last window is sampled at
+    full length too, because that is what the network knows, and then cut.
 
     Args:
         sample: fills the unknown frames of a window.
