@@ -176,7 +176,8 @@ def _parse(sections: Mapping[str, type], arguments: Sequence[str]) -> Config:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations are not the user's business
-            namespace = _parser(sections).parse_args(list(arguments))
+            parser = _parser(sections)
+            namespace = parser.instantiate(parser.parse_args(list(arguments)))
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from error
     values = {key: value for key, value in vars(namespace).items() if key != "config"}

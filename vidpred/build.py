@@ -1,0 +1,199 @@
+"""From a configuration to a training run: parts are built here, by name, and put together once.
+
+    folder and checks -> data -> autoencoder and its check -> latent calibration -> predictor -> task -> trainer
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from vidpred import distributed, random_streams
+from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
+from vidpred.checkpoint_store import Checkpoint, CheckpointStore, read_checkpoint
+from vidpred.conditioning import given_mask
+from vidpred.configuration import Config
+from vidpred.data import ClipDataset, ClipLoader, build_dataset, evaluation_batches, training_loader
+from vidpred.denoiser import Denoiser
+from vidpred.diffusion import NoiseSchedule, build_parameterization
+from vidpred.errors import UserError
+from vidpred.evaluation import Evaluation, evaluate
+from vidpred.networks import build_network
+from vidpred.prediction import LatentCalibration, Predictor, measure_calibration
+from vidpred.training import (
+    RunOutcome,
+    Trainer,
+    build_loggers,
+    latest_checkpoint,
+    load_weights,
+    setup_console,
+)
+from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
+
+logger = logging.getLogger(__name__)
+
+CALIBRATION_CLIPS = 64
+
+# Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
+FIXED_SECTIONS = ("data", "autoencoder", "network", "conditioning", "diffusion", "seed")
+FREE_DATA_KEYS = ("num_workers", "decode_timeout", "cache", "max_bad_fraction", "root")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The three splits. Validation guides the run; test is only for `tools/evaluate.py`."""
+
+    train: ClipDataset
+    val: ClipDataset
+
+
+def train(config: Config) -> RunOutcome:
+    """Trains, or goes on with, the run that `config` names; every process of torchrun calls it."""
+    with distributed.process_group(config.device) as device:
+        setup_console()
+        config.training.micro_batch_size(distributed.world_size())  # refused here, before any data is touched
+        folder = Path(config.runs_dir) / config.name
+        store = CheckpointStore(folder / "checkpoints")
+        checkpoint = latest_checkpoint(store)
+        if checkpoint is not None:
+            _require_same_run(config, checkpoint)
+        _save_resolved(config, folder)
+        task = build_task(config, folder, device, checkpoint)
+        resolved, step = config.resolved(), checkpoint.step if checkpoint else 0
+        loggers = build_loggers(config.logging, config.wandb, folder, config.name, resolved, step)
+        trainer = Trainer(
+            task, config.training, store, loggers, device,
+            run_folder=folder, resolved=resolved, seed=config.seed, resume_from=checkpoint,
+        )
+        return trainer.run()
+
+
+def build_task(config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> VideoPredictionTask:
+    """Data, autoencoder, calibration and network of a run as one task."""
+    autoencoder = build_autoencoder(config.autoencoder).to(device)
+    _require_fitting_grid(config, autoencoder)
+    report = folder / "data_report.json"
+    splits = Splits(*(build_dataset(config.data, split, config.seed, report) for split in ("train", "val")))
+    logger.info("data: %d training and %d validation items of %s", len(splits.train), len(splits.val), splits.train.name)
+    mask = given_mask(config.conditioning)
+    if checkpoint is None:
+        calibration = calibrate(config, splits.train, autoencoder, device)
+    else:
+        calibration = LatentCalibration(autoencoder.latent_channels).to(device)
+        calibration.load_state_dict(checkpoint.tensors["calibration"])
+    predictor = build_predictor(config, autoencoder, calibration, device)
+    if checkpoint is None and config.init_from:
+        load_weights(predictor.denoiser.network, read_checkpoint(config.init_from, with_state=False))
+
+    def open_loader(first_step: int) -> ClipLoader:
+        return training_loader(
+            splits.train, seed=config.seed, global_batch=config.training.batch_size,
+            accumulation=config.training.accumulation, first_step=first_step, given_mask=mask,
+            num_workers=config.data.num_workers, timeout=config.data.decode_timeout, device_type=device.type,
+            repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
+        )
+
+    def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
+        return evaluate(current, splits.val, config.evaluation, mask, seed=config.seed, step=step, ema=True)
+
+    validation = ValidationSet(
+        splits.val, mask, config.training.validation_clips, config.training.visualize_clips,
+        batch_size=config.evaluation.batch_size,
+    )
+    return VideoPredictionTask(
+        predictor, open_loader, validation, evaluate_on_validation,
+        run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
+    )
+
+
+def build_predictor(
+    config: Config, autoencoder: Autoencoder, calibration: LatentCalibration, device: torch.device
+) -> Predictor:
+    """An untrained predictor; the weights are a function of the seed."""
+    torch.manual_seed(int(random_streams.host_generator(config.seed, "weights", 0).integers(2**63)))
+    channels = autoencoder.latent_channels
+    network = build_network(config.network, channels, channels).to(device)
+    schedule = NoiseSchedule(config.diffusion.schedule)
+    parameterization = build_parameterization(config.diffusion.parameterization, schedule)
+    return Predictor(
+        Denoiser(network, parameterization, config.diffusion.residual), autoencoder, calibration, schedule,
+        config.sampling, config.conditioning.context_frames, config.data.num_frames,
+    )
+
+
+def calibrate(
+    config: Config, dataset: ClipDataset, autoencoder: Autoencoder, device: torch.device
+) -> LatentCalibration:
+    """Moments of the latents of training clips, after a check that the autoencoder gives frames back."""
+    count = min(CALIBRATION_CLIPS, len(dataset))
+    chosen = [i * len(dataset) // count for i in range(count)]
+    mine = [chosen[i] for i in distributed.shard(count)]
+    batches = evaluation_batches(dataset, mine, config.evaluation.batch_size, given_mask(config.conditioning))
+    clips = [batch.frames[valid] for batch, valid in batches]
+    # The check may fail on one rank alone, and an error raised by one leaves the others waiting: all raise it.
+    failures = distributed.gather_objects(_reconstruction_failure(config, autoencoder, clips, device))
+    if any(failures):
+        raise UserError(next(failure for failure in failures if failure))
+    calibration = measure_calibration(autoencoder.encode, clips, autoencoder.latent_channels, device)
+    logger.info("%s", calibration)
+    return calibration
+
+
+def _reconstruction_failure(
+    config: Config, autoencoder: Autoencoder, clips: list[torch.Tensor], device: torch.device
+) -> str:
+    if not clips:
+        return ""
+    try:
+        psnr = check_reconstruction(autoencoder, clips[0].to(device), config.autoencoder.min_psnr)
+    except UserError as error:
+        return str(error)
+    logger.info("autoencoder %s gives training frames back at %.1f dB", autoencoder.name, psnr)
+    return ""
+
+
+def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
+    factor = autoencoder.down_factor
+    for key in ("height", "width"):
+        size = getattr(config.data, key)
+        if size % factor:
+            raise UserError(
+                f"data.{key}: {size} is not a multiple of the autoencoder's down factor {factor}; "
+                f"choose {max(size // factor, 1) * factor}"
+            )
+
+
+def _require_same_run(config: Config, checkpoint: Checkpoint) -> None:
+    """A resume must be of the same model and data; the length, the rates and the rhythms may change."""
+    before, now = (_identity(values) for values in (checkpoint.config, config.resolved()))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"{key}: is {now.get(key)}, but the run in {checkpoint.path.parents[1]} was started with "
+                f"{before.get(key)}; give the old value to go on, or another --name for a new run"
+            )
+
+
+def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys of what must not change within a run."""
+    flat: dict[str, Any] = {}
+    for section in FIXED_SECTIONS:
+        _flatten(resolved.get(section), section, flat)
+    return {key: value for key, value in flat.items() if key not in [f"data.{free}" for free in FREE_DATA_KEYS]}
+
+
+def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _flatten(item, f"{name}.{key}", into)
+    else:
+        into[name] = value
+
+
+def _save_resolved(config: Config, folder: Path) -> None:
+    if distributed.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
