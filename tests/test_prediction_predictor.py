@@ -109,9 +109,6 @@ def test_the_auto_bound_is_the_calibrations_range():
     calibration = predictor.calibration
     calibration.low.copy_(torch.tensor([-1.0, -2.0, 0.0]))
     calibration.high.copy_(torch.tensor([1.0, 4.0, 10.0]))
-    predictor = Predictor(
-        predictor.denoiser, predictor.autoencoder, calibration, predictor.schedule, predictor.sampling, 2, 5
-    )
     given = torch.arange(5).expand(1, -1) < 2
     sampled = predictor.sample_latents(
         torch.zeros(1, 5, 3, 2, 2), given, torch.arange(5.0)[None], torch.zeros(1).long(), 0

@@ -55,8 +55,6 @@ class Predictor:
         self.context_frames = context_frames
         self.num_frames = num_frames
         self.log = log
-        self.clip = build_clip(sampling.clip, calibration.low, calibration.high)
-        self.sampler = build_sampler(sampling, self.clip)
 
     @property
     def device(self) -> torch.device:
@@ -107,7 +105,10 @@ class Predictor:
         # Pure noise of the first level's total deviation: 1 for variance-preserving levels.
         deviation = torch.hypot(levels.alpha[0], levels.sigma[0])
         start = append_dims(deviation, latents.ndim) * noise("start")
-        return self.sampler(
+        # Built here, so that the bound is that of the calibration as it is now.
+        clip = build_clip(self.sampling.clip, self.calibration.low, self.calibration.high)
+        sample = build_sampler(self.sampling, clip)
+        return sample(
             lambda x, level: self.denoiser(x, level, given, frame_times),
             torch.where(append_dims(given, latents.ndim), latents, start),
             levels,
