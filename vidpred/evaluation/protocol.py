@@ -21,7 +21,8 @@ DEFINITIONS = {
     "ceiling": "the truth encoded and decoded by the autoencoder",
     "motion_energy_ratio": (
         "mean |frame[t + 1] - frame[t]| from the last given frame on, of the predictions over the truths, "
-        "each averaged over clips first"
+        "each averaged over clips first; the predictions' first step is from the last given frame as the "
+        "autoencoder reconstructs it"
     ),
     "clip_selection": "evenly spaced over the split; first window, centre crop, no flip",
     "trajectories_per_clip": 1,

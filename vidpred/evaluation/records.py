@@ -29,13 +29,15 @@ class ClipSample:
 
 @dataclass
 class ClipScores:
-    """`scores[row][metric]` is (H,) float64, one value per predicted frame; motion energies are in [0, 1]."""
+    """`scores[row][metric]` is (H,) float64, one value per predicted frame.
+
+    `motion` is the motion energy, in [0, 1], of "model", "ceiling" and "truth".
+    """
 
     index: int
     name: str
     context_frames: int
     frame_size: tuple[int, int]  # height, width
     scores: dict[str, dict[str, np.ndarray]]
-    predicted_motion: float
-    true_motion: float
+    motion: dict[str, float]
     sample: Optional[ClipSample] = None

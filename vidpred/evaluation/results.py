@@ -32,8 +32,7 @@ class Evaluation:
     @property
     def motion_energy_ratio(self) -> Optional[float]:
         """Motion of the predictions over the truths': 1 is right, 0 is frozen; None where no truth moves."""
-        truth = sum(clip.true_motion for clip in self.clips)
-        return sum(clip.predicted_motion for clip in self.clips) / truth if truth > 0 else None
+        return self._motion_over_truth("model")
 
     def values(self, row: str, metric: str) -> np.ndarray:
         """(N, H) float64: one value per clip and horizon."""
@@ -93,10 +92,17 @@ class Evaluation:
             lines.append("".join([f"{title:<12}", *(f"{cell:>20}" for cell in cells)]))
         over = [f"over {ROWS[row]} {_gain(*self.psnr_gain(row))}" for row in ("floor", "linear")]
         lines.append(f"PSNR of the model {', '.join(over)} (paired by clip)")
-        lines.append(f"motion energy ratio (prediction / truth): {_ratio(self.motion_energy_ratio)}")
+        lines.append(
+            f"motion energy over the truth's: model {_ratio(self.motion_energy_ratio)}, "
+            f"ceiling {_ratio(self._motion_over_truth('ceiling'))}"
+        )
         if self.lpips_unavailable:
             lines.append(f"LPIPS unavailable: {self.lpips_unavailable}")
         return "\n".join(lines)
+
+    def _motion_over_truth(self, row: str) -> Optional[float]:
+        truth = sum(clip.motion["truth"] for clip in self.clips)
+        return sum(clip.motion[row] for clip in self.clips) / truth if truth > 0 else None
 
     def _summary_json(self, row: str, metric: str) -> dict[str, Any]:
         summary = self.summary(row, metric)
@@ -113,8 +119,7 @@ class Evaluation:
             "index": clip.index,
             "name": clip.name,
             **{row: means[row] for row in ROWS},
-            "predicted_motion": clip.predicted_motion,
-            "true_motion": clip.true_motion,
+            "motion": clip.motion,
         }
 
 
@@ -133,4 +138,4 @@ def _gain(mean: float, ci95: Optional[float]) -> str:
 
 
 def _ratio(ratio: Optional[float]) -> str:
-    return "n/a (the truth does not move)" if ratio is None else f"{ratio:.3f}"
+    return "n/a (no truth moves)" if ratio is None else f"{ratio:.3f}"

@@ -78,15 +78,22 @@ def score_batch(
     """
     batch = batch.to(trial.predictor.device)
     context = context_length(batch.given)
+    truth = batch.frames[:, context:]
+    model, reconstruction = _predict(trial, batch, context, count)
     rows = {
+        "model": model,
         "floor": copy_last(batch.frames, context),
         "linear": extrapolate(batch.frames, batch.frame_times, context),
-        **_predict(trial, batch, context, count),
+        "ceiling": reconstruction[:, 1:],
     }
-    truth, last = batch.frames[:, context:], batch.frames[:, context - 1 : context]
     scores = {row: judge(frames, truth) for row, frames in rows.items()}
-    predicted_motion = motion_energy(torch.cat([last, rows["model"]], dim=1)).tolist()
-    true_motion = motion_energy(torch.cat([last, truth], dim=1)).tolist()
+    motion = {
+        # From the last given frame as the autoencoder shows it: its own error is no motion, but it would make
+        # even a frozen prediction look lively.
+        "model": motion_energy(torch.cat([reconstruction[:, :1], model], dim=1)).tolist(),
+        "ceiling": motion_energy(reconstruction).tolist(),
+        "truth": motion_energy(batch.frames[:, context - 1 :]).tolist(),
+    }
     return [
         ClipScores(
             index=index,
@@ -94,16 +101,17 @@ def score_batch(
             context_frames=context,
             frame_size=tuple(truth.shape[-2:]),
             scores={row: {name: v[b].numpy() for name, v in named.items()} for row, named in scores.items()},
-            predicted_motion=predicted_motion[b],
-            true_motion=true_motion[b],
-            sample=_sample(batch, rows["model"], b, index, context) if index in keep_frames_of else None,
+            motion={name: values[b] for name, values in motion.items()},
+            sample=_sample(batch, model, b, index, context) if index in keep_frames_of else None,
         )
         for b, index in enumerate(batch.draws[:count].tolist())
     ]
 
 
-def _predict(trial: Trial, batch: ClipBatch, context: int, count: int) -> dict[str, Tensor]:
-    """The rows model and ceiling, uint8 (B, H, C, h, w) each; the first `count` clips must be finite."""
+def _predict(trial: Trial, batch: ClipBatch, context: int, count: int) -> tuple[Tensor, Tensor]:
+    """Prediction (B, H, C, h, w), and the autoencoder's view of the last given and all unknown frames
+    (B, 1 + H, C, h, w); uint8. The first `count` clips must be finite.
+    """
     predictor = trial.predictor
     latents = predictor.encode(batch.frames)
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
@@ -117,19 +125,18 @@ def _predict(trial: Trial, batch: ClipBatch, context: int, count: int) -> dict[s
         num_inference_steps=trial.num_inference_steps,
         purpose="evaluation",
     )
-    unknown = {"model": sampled[:, context:], "ceiling": latents[:, context:]}
-    decoded = {row: predictor.decode(x) for row, x in unknown.items()}
-    for row, frames in decoded.items():
-        _require_finite(row, frames[:count], batch)
-    return {row: to_uint8(frames) for row, frames in decoded.items()}
+    prediction = predictor.decode(sampled[:, context:])
+    reconstruction = predictor.decode(latents[:, context - 1 :])
+    _require_finite("reconstruction by the autoencoder", reconstruction[:count, 1:], batch)
+    _require_finite("prediction", prediction[:count], batch)
+    return to_uint8(prediction), to_uint8(reconstruction)
 
 
-def _require_finite(row: str, frames: Tensor, batch: ClipBatch) -> None:
+def _require_finite(what: str, frames: Tensor, batch: ClipBatch) -> None:
     # Cast to uint8, NaN would become a black pixel, and a broken model a number.
     bad = (~frames.isfinite()).flatten(2).sum(dim=2).cpu()  # (B, H)
     if bad.any():
         clip, horizon = (int(i) for i in bad.nonzero()[0])
-        what = "prediction" if row == "model" else "reconstruction by the autoencoder"
         raise UserError(
             f"evaluation: the {what} of clip '{batch.names[clip]}' (index {int(batch.draws[clip])}) has "
             f"{int(bad[clip].sum())} non-finite values, the first at horizon {horizon + 1}; "
