@@ -1,0 +1,116 @@
+"""What a user chooses about the loop. Values only; the parts built from them live in the other files."""
+
+from dataclasses import dataclass
+from typing import Literal, Optional
+
+from vidpred.errors import UserError
+
+
+@dataclass
+class TrainingConfig:
+    """Length, batch, optimizer, precision, EMA and the rhythm of everything that repeats."""
+
+    num_steps: int = 100_000
+    """Optimizer steps of the whole run. A run that has reached them says so and stops; raise it to go on."""
+    batch_size: int = 8
+    """Clips per optimizer step over all processes and accumulation rounds together."""
+    accumulation: int = 1
+    """Micro batches per optimizer step. Raise it when the GPU memory does not hold the batch."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or cosine annealing down to lr_floor at the last step."""
+    lr_floor: float = 0.0
+    """Learning rate at the last step of the cosine schedule, as a fraction of learning_rate."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay; applied to matrices and kernels, not to biases and normalisation scales."""
+    beta1: float = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: float = 0.999
+    """AdamW's decay of the gradient's mean square."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off (the norm is still logged)."""
+    max_bad_steps: int = 20
+    """So many steps in a row without a finite loss and gradient stop the run."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network in training: auto is bf16 on a GPU that has it, fp32 elsewhere."""
+    tf32: bool = True
+    """Let float32 matrix products and convolutions use TF32 on the GPU."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes at the start, faster steps afterwards."""
+    channels_last: Literal["auto", "always", "never"] = "auto"
+    """Memory layout of convolution kernels: auto is channels-last on a GPU with bf16."""
+    ema_decay: float = 0.9999
+    """Decay of the averaged weights that sampling uses; 0 makes them equal to the trained weights."""
+    ema_warmup: bool = True
+    """Begin with a short average, decay = min(ema_decay, (1 + updates) / (10 + updates))."""
+    log_every_step: int = 50
+    """Steps between log lines. Values are read from the device only then."""
+    validate_every_step: int = 500
+    """Steps between validation losses (raw and EMA weights, fixed levels and noise); 0: never."""
+    validation_clips: int = 32
+    """Validation clips of the validation loss."""
+    visualize_every_step: int = 1000
+    """Steps between pictures (context, truth, prediction, error); 0: never."""
+    visualize_clips: int = 4
+    """Validation clips in each set of pictures."""
+    evaluate_every_step: int = 5000
+    """Steps between evaluations (PSNR, SSIM, LPIPS beside floor and ceiling); 0: only at the end."""
+    checkpoint_every_step: int = 5000
+    """Steps between checkpoints; the last step always has one."""
+    keep_last: int = 3
+    """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this step are kept for good; 0: none."""
+    best_metric: Literal["validation/loss_ema", "validation/loss"] = "validation/loss_ema"
+    """The checkpoint with the lowest value of this metric is kept too."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_steps",
+            "batch_size",
+            "accumulation",
+            "log_every_step",
+            "checkpoint_every_step",
+            "keep_last",
+            "max_bad_steps",
+            "validation_clips",
+            "visualize_clips",
+        ):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give 1 or more")
+        for name in (
+            "warmup_steps",
+            "validate_every_step",
+            "visualize_every_step",
+            "evaluate_every_step",
+            "keep_every",
+            "weight_decay",
+            "max_grad_norm",
+        ):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "give a positive number")
+        _require(0 <= self.lr_floor <= 1, "lr_floor", self.lr_floor, "give a fraction between 0 and 1")
+        for name in ("ema_decay", "beta1", "beta2"):
+            _require(
+                0 <= getattr(self, name) < 1, name, getattr(self, name), "give 0 or more and less than 1"
+            )
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Clips per process and accumulation round; UserError when the batch cannot be cut into equal parts.
+
+        The parts must be equal because the loss of a step is the mean over the clips of the global batch.
+        """
+        parts = world_size * self.accumulation
+        if self.batch_size % parts:
+            raise UserError(
+                f"training.batch_size {self.batch_size} cannot be shared equally by {world_size} processes x "
+                f"{self.accumulation} accumulation rounds: choose a multiple of {parts}"
+            )
+        return self.batch_size // parts
+
+
+def _require(holds: bool, name: str, value: Optional[float], cure: str) -> None:
+    if not holds:
+        raise UserError(f"training.{name} is {value}: {cure}")

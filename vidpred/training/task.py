@@ -1,0 +1,75 @@
+"""What a step of training means: the protocol that the trainer drives."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generator, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vidpred.training.averages import Averages
+
+
+class Batch(Protocol):
+    """A micro batch of this rank."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch": ...
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The loss of one micro batch.
+
+    loss: scalar, the mean over the micro batch's samples; micro batches are of equal size, so the mean over
+        them, accumulation rounds and ranks is the mean over the global batch.
+    averages: what else is logged, as sums and weights.
+    """
+
+    loss: Tensor
+    averages: Averages
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Numbers to log, by name, and files to look at."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    pictures: list[Path] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """Every method is called on every rank at the same step, and may use collective operations.
+
+    `network` is the bare network whose parameters are trained; the methods receive the network to call: the
+    wrapped one in `loss`, the raw or averaged weights (in evaluation mode) elsewhere. Randomness must be a
+    function of the seed and of running draw numbers.
+    """
+
+    network: nn.Module
+
+    def batches(self, first_step: int) -> Generator[Batch, None, None]:
+        """This rank's micro batches from step `first_step` on, for ever; closing it ends the workers."""
+
+    def loss(self, network: nn.Module, batch: Any, step: int) -> TaskLoss:
+        """The loss of a micro batch on the device. Nothing in it may wait for the device."""
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Figures of validation samples, "loss" among them; equal weights give equal figures."""
+
+    def visualize(self, network: nn.Module, step: int, progress: float) -> Findings:
+        """Saves pictures. `progress` in [0, 1] is the part of training that is done."""
+
+    def evaluate(self, network: nn.Module, step: int) -> Findings:
+        """The full evaluation, saved under `step`."""
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the evaluation of `step` is saved already."""
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Frozen tensors that a checkpoint needs besides the network's, by file name."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run must know: plain numbers, texts, lists, dictionaries, tensors."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over a saved `state`, before `batches` is called."""

@@ -1,0 +1,343 @@
+"""The task of this library: predict the unknown frames of a clip from the given ones.
+
+    frames uint8 -> autoencoder -> calibrated latents x0 -> x_t = alpha x0 + sigma eps at the unknown frames
+    -> denoiser.loss -> mean over clips
+
+The level of a clip and its noise are functions of (seed, running draw number). Draw n sees the timestep
+t = floor(T u), u = frac(u_0 + n / golden ratio): uniform, and evenly spread over any consecutive draws, hence
+over a batch, which lowers the variance of the gradient (Kingma et al. 2021, "Variational diffusion models",
+appendix I).
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Generator, Iterator, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vidpred import distributed, random_streams, range_checks
+from vidpred.data import ClipBatch, ClipDataset, ClipLoader, evaluation_batches
+from vidpred.denoiser import DenoisingLoss
+from vidpred.diffusion import NoiseLevel, add_noise
+from vidpred.errors import UserError
+from vidpred.evaluation import ClipSample, Evaluation
+from vidpred.prediction import ClipCount, Predictor
+from vidpred.training.averages import Averages
+from vidpred.training.task import Findings, TaskLoss
+from vidpred.video_io import save_clip_panels
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_STEP = 1327217885  # 2^31 / golden ratio, to the nearest integer
+HALF_WORD = 2**31
+LEVEL_BINS = 5
+VALIDATION_LEVELS = 4
+# Calibrated latents have deviation 1 on training clips: beyond this, autoencoder or calibration is wrong.
+SANE_LATENT = 100.0
+
+T = TypeVar("T")
+GivenMask = Callable[[np.random.Generator, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Clips that are not trained on, and how they are read.
+
+    count: clips of the validation loss. pictured: clips of each set of pictures. batch_size: per process.
+    """
+
+    dataset: ClipDataset
+    given_mask: GivenMask
+    count: int
+    pictured: int
+    batch_size: int
+
+    def batches(self, count: int) -> Iterator[tuple[ClipBatch, Tensor]]:
+        """This rank's share of `count` clips, evenly spaced over the data set; see `evaluation_batches`."""
+        available = len(self.dataset)
+        count = min(count, available)
+        mine = [i * available // count for i in distributed.shard(count)]
+        # No larger than the largest share, and the same on all ranks: numbers do not depend on the padding.
+        size = min(self.batch_size, -(-count // distributed.world_size()))
+        return evaluation_batches(self.dataset, mine, size, self.given_mask)
+
+
+@dataclass(frozen=True)
+class _LatentClips:
+    """A validation batch as the denoiser wants it, kept on the host between validations."""
+
+    latents: Tensor
+    given: Tensor
+    frame_times: Tensor
+    draws: Tensor
+    valid: Tensor
+
+
+class VideoPredictionTask:
+    """See `vidpred.training.task.Task` for what each method is to the trainer.
+
+    Args:
+        predictor: the parts between frames and predictions, around the network that is trained.
+        open_loader: first step -> this rank's training batches from that step on.
+        validation: the clips of the validation loss and the pictures.
+        evaluate: (predictor, step) -> the full evaluation; called on every rank.
+        run_folder: receives `samples/` and `evaluation/`.
+        seed: of levels and noise.
+        fps: frame rate of the pictures that move.
+        show_training_clips: pictures of the training batch itself (to see one batch being overfitted).
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        open_loader: Callable[[int], ClipLoader],
+        validation: ValidationSet,
+        evaluate: Callable[[Predictor, int], Evaluation],
+        *,
+        run_folder: Path,
+        seed: int,
+        fps: float = 8.0,
+        show_training_clips: bool = False,
+    ):
+        if len(validation.dataset) == 0:
+            raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
+        self.network = predictor.denoiser.network
+        self._predictor = predictor
+        self._open_loader = open_loader
+        self._validation, self._evaluate_predictor = validation, evaluate
+        self._run_folder, self._seed, self._fps = run_folder, seed, fps
+        self._show_training_clips = show_training_clips
+        self._quarantined: dict[str, str] = {}
+        self._loader: ClipLoader | None = None
+        self._last_batch: ClipBatch | None = None
+        self._validation_latents: list[_LatentClips] | None = None
+        range_checks.expect("encoded latents")
+        range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT)
+
+    # Training ----------------------------------------------------------------------------------------------
+
+    def batches(self, first_step: int) -> Generator[ClipBatch, None, None]:
+        self._loader = self._open_loader(first_step)
+        self._loader.quarantine(self._quarantined)
+        try:
+            yield from self._loader
+        finally:
+            self._quarantined = dict(self._loader.quarantined)
+            self._loader.close()
+            self._loader = None
+
+    def loss(self, network: nn.Module, batch: ClipBatch, step: int) -> TaskLoss:
+        """The mean over clips of the denoiser's loss, and that loss by noise level."""
+        if self._show_training_clips:
+            self._last_batch = batch
+        latents = self._encode(batch.frames)
+        level = self._training_level(batch.draws, batch.given)
+        result = self._denoising_loss(network, latents, level, batch, "training noise", report=True)
+        return TaskLoss(result.per_clip.mean(), _by_level(result.per_clip.detach(), level))
+
+    @torch.no_grad()
+    def _encode(self, frames: Tensor) -> Tensor:
+        """(B, T, 3, H, W) uint8 -> calibrated latents (B, T, C, h, w), reported on the way."""
+        raw = self._predictor.autoencoder.encode(frames)
+        range_checks.report("encoded latents", raw)
+        latents = self._predictor.calibration.normalize(raw)
+        range_checks.report("calibrated latents", latents)
+        return latents
+
+    def _training_level(self, draws: Tensor, given: Tensor) -> NoiseLevel:
+        """One level per clip, clean at given frames: (B, T)."""
+        offset = random_streams.uniform(self._seed, "training level", torch.zeros_like(draws[:1]), ())  # (1,)
+        # Whole numbers, exact for any number of draws; float32 would run out of digits.
+        golden = (draws % HALF_WORD * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
+        return self._level((golden + offset) % 1, given)
+
+    def _level(self, u: Tensor, given: Tensor) -> NoiseLevel:
+        """u (B,) in [0, 1) -> the level of timestep floor(T u) at unknown frames, clean at given ones."""
+        total = self._predictor.schedule.num_train_timesteps
+        level = self._predictor.schedule.level((u * total).long().clamp(max=total - 1)[:, None])
+        return NoiseLevel.where(given, NoiseLevel.clean((1, 1), given.device), level)
+
+    def _denoising_loss(
+        self,
+        network: nn.Module,
+        latents: Tensor,
+        level: NoiseLevel,
+        batch: Any,
+        purpose: str,
+        report: bool = False,
+    ) -> DenoisingLoss:
+        """The loss with noise drawn for `purpose`; `batch` has given, frame_times and draws."""
+        noise = random_streams.normal(
+            self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device
+        )
+        denoiser = self._predictor.denoiser.with_network(network)
+        result = denoiser.loss(latents, noise, level, batch.given, batch.frame_times)
+        if report:
+            range_checks.report("x_t", add_noise(latents, noise, level))
+            range_checks.report("network output", result.output)
+        return result
+
+    # Validation --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """`loss`: the mean over validation clips, each at 4 levels and with noise that never change."""
+        shares = gather_or_fail(lambda: list(self._validation_rows(network)))
+        # Summed in clip order: the figure does not depend on the number of processes.
+        rows = sorted(row for share in shares for row in share)
+        return {"loss": float(np.mean([loss for _, loss in rows]))}
+
+    def _validation_rows(self, network: nn.Module) -> Iterator[tuple[int, float]]:
+        """(clip, loss) of this rank's share."""
+        for clips in self._validation_clips():
+            losses = torch.stack([self._validation_loss(network, clips, k) for k in range(VALIDATION_LEVELS)])
+            per_clip = losses.mean(0).cpu()[clips.valid]
+            yield from zip(clips.draws[clips.valid].tolist(), per_clip.tolist())
+
+    def _validation_loss(self, network: nn.Module, clips: _LatentClips, stratum: int) -> Tensor:
+        """(B,): the loss at a level of each clip's own in [stratum, stratum + 1) / 4 of the timesteps."""
+        device = self._predictor.device
+        on_device = _LatentClips(*(value.to(device) for value in vars(clips).values()))
+        golden = (on_device.draws * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
+        level = self._level((stratum + golden) / VALIDATION_LEVELS, on_device.given)
+        purpose = f"validation noise {stratum}"
+        return self._denoising_loss(network, on_device.latents, level, on_device, purpose).per_clip
+
+    def _validation_clips(self) -> list[_LatentClips]:
+        """Read and encoded once."""
+        if self._validation_latents is None:
+            self._validation_latents = []
+            for batch, valid in self._validation.batches(self._validation.count):
+                latents = self._predictor.encode(batch.frames).cpu()
+                self._validation_latents.append(
+                    _LatentClips(latents, batch.given, batch.frame_times, batch.draws, valid)
+                )
+        return self._validation_latents
+
+    # Pictures and evaluation -------------------------------------------------------------------------------
+
+    def visualize(self, network: nn.Module, step: int, progress: float) -> Findings:
+        """Pictures of a few clips, predicted with as many inference steps as belong to `progress`."""
+        predictor = self._predictor_with(network)
+        num_steps = predictor.sampling.num_steps_at(progress)
+        shares = gather_or_fail(lambda: self._predict_pictured(predictor, num_steps))
+        samples = sorted((sample for share, _ in shares for sample in share), key=lambda sample: sample.index)
+        pictures = self._save_pictures(self._run_folder / "samples" / f"step_{step:08d}", samples)
+        clip_rate = sum(rate * len(share) for share, rate in shares) / len(samples)
+        values = {"sampling/clip_rate": clip_rate, "sampling/num_inference_steps": float(num_steps)}
+        return Findings(values, pictures)
+
+    def _predict_pictured(self, predictor: Predictor, num_steps: int) -> tuple[list[ClipSample], float]:
+        """This rank's share of the clips to look at, and its clip rate."""
+        known, count, samples = predictor.context_frames, ClipCount(), []
+        for batch, valid in self._pictured_batches():
+            prediction = predictor.predict(
+                batch.frames[:, :known],
+                batch.frames.shape[1] - known,
+                self._seed,
+                num_inference_steps=num_steps,
+                draws=batch.draws,
+                callback=count,
+            )  # (B, T - known, 3, H, W)
+            frames, prediction = batch.frames.cpu().numpy(), prediction.cpu().numpy()
+            for row in valid.nonzero().flatten().tolist():
+                index, clip = int(batch.draws[row]), frames[row]
+                samples.append(
+                    ClipSample(index, batch.names[row], clip[:known], clip[known:], prediction[row])
+                )
+        return samples, count.rate
+
+    def _pictured_batches(self) -> Iterator[tuple[ClipBatch, Tensor]]:
+        if not self._show_training_clips or self._last_batch is None:
+            yield from self._validation.batches(self._validation.pictured)
+            return
+        share = -(-self._validation.pictured // distributed.world_size())
+        yield self._last_batch, torch.arange(len(self._last_batch)) < share
+
+    def _save_pictures(self, folder: Path, samples: list[ClipSample]) -> list[Path]:
+        """Rank 0 draws; the paths of the strips, GIFs and videos."""
+        paths: list[Path] = []
+        if distributed.is_main():
+            for sample in samples:
+                clips = [torch.from_numpy(part) for part in (sample.context, sample.truth, sample.prediction)]
+                name = f"{sample.index:05d}_{Path(sample.name).stem}"
+                paths += save_clip_panels(folder, name, *clips, self._fps)
+        return paths
+
+    def evaluate(self, network: nn.Module, step: int) -> Findings:
+        """PSNR, SSIM and LPIPS beside floor and ceiling: a JSON file, a table in the log, a few pictures."""
+        result = self._evaluate_predictor(self._predictor_with(network, quiet=True), step)
+        path = self._evaluation_file(step)
+        pictures = self._save_pictures(path.with_suffix(""), result.samples)
+        if distributed.is_main():
+            result.save(path)
+            logger.info("step %d  evaluation: %s\n%s", step, path, result.table())
+        return Findings(result.scalars(), pictures)
+
+    def is_evaluated(self, step: int) -> bool:
+        return distributed.broadcast_object(self._evaluation_file(step).exists())
+
+    def _evaluation_file(self, step: int) -> Path:
+        return self._run_folder / "evaluation" / f"step_{step:08d}.json"
+
+    def _predictor_with(self, network: nn.Module, quiet: bool = False) -> Predictor:
+        p = self._predictor
+        return Predictor(
+            p.denoiser.with_network(network).eval(),
+            p.autoencoder,
+            p.calibration,
+            p.schedule,
+            p.sampling,
+            p.context_frames,
+            p.num_frames,
+            log=None if quiet or not distributed.is_main() else logger.info,
+        )
+
+    # Checkpoints -------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        return {"calibration": self._predictor.calibration.state_dict()}
+
+    def state(self) -> dict[str, Any]:
+        """`quarantined`: clips that could not be used, by name, with the reason; of all ranks."""
+        mine = dict(self._loader.quarantined) if self._loader else self._quarantined
+        merged: dict[str, str] = {}
+        for share in distributed.gather_objects(mine):
+            merged |= share
+        return {"quarantined": merged}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._quarantined = dict(state["quarantined"])
+
+
+def gather_or_fail(work: Callable[[], T]) -> list[T]:
+    """The result of `work` on every rank, in rank order; a UserError of any rank is raised on all of them.
+
+    A rank that failed alone would leave the others waiting, and only rank 0 prints the error.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except UserError as error:
+        failure = str(error)
+    shares = distributed.gather_objects((result, failure))
+    failures = [failure for _, failure in shares if failure is not None]
+    if failures:
+        raise UserError(failures[0])
+    return [result for result, _ in shares]
+
+
+def _by_level(per_clip: Tensor, level: NoiseLevel) -> Averages:
+    """The loss of each clip under the bin of its noise code, in fifths of [0, 1]."""
+    bins = (level.code.amax(dim=1) * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)  # (B,)
+    member = bins[:, None] == torch.arange(LEVEL_BINS, device=bins.device)  # (B, bins)
+    sums = torch.where(member, per_clip[:, None], 0).sum(0)
+    return Averages(LEVEL_BIN_NAMES, sums, member.float().sum(0))
+
+
+LEVEL_BIN_NAMES = tuple(
+    f"train/loss_code_{k / LEVEL_BINS:.1f}_{(k + 1) / LEVEL_BINS:.1f}" for k in range(LEVEL_BINS)
+)
