@@ -2,8 +2,8 @@
 
 Reading a number of the running step would make the host wait for the GPU, and leave the GPU idle while the
 next step is queued. So each step sends four numbers on their way, and the host reads those of the step
-before. All ranks read the same numbers at the same place of the loop, so they take the same decisions: report a
-step that was skipped, stop after too many of them, stop on request.
+before. All ranks read the same numbers at the same place of the loop, so they take the same decisions:
+report a step that was skipped, stop after too many of them, stop on request.
 """
 
 import logging
