@@ -1,14 +1,17 @@
 """Clips for training and evaluation: `build_dataset` -> `training_loader` or `evaluation_batches` -> ClipBatch."""
 
+from vidpred.data.arrays import ArraysConfig
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError
 from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_dataset
 from vidpred.data.evaluation_batches import evaluation_batches
+from vidpred.data.frame_folder import FrameFolderConfig
 from vidpred.data.loading import ClipLoader, training_loader
 from vidpred.data.shapes import ShapesConfig
 from vidpred.data.video_folder import VideoFolderConfig
 
 __all__ = [
     "DATASETS",
+    "ArraysConfig",
     "Clip",
     "ClipBatch",
     "ClipConfig",
@@ -16,6 +19,7 @@ __all__ = [
     "ClipError",
     "ClipLoader",
     "FolderConfig",
+    "FrameFolderConfig",
     "ShapesConfig",
     "VideoFolderConfig",
     "build_dataset",

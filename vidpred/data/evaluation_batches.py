@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vidpred.data.clips import ClipBatch, ClipDataset, ClipError, collate
-from vidpred.data.workers import IDLE, Logbook, WorkerCrew
+from vidpred.data.workers import IDLE, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 
@@ -59,7 +59,7 @@ def evaluation_batches(
     padded = [group + [group[0]] * (batch_size - len(group)) for group in groups]
     logbook = Logbook(num_workers)
     reader = _IndexReader(dataset, given_mask, seed, logbook, timeout)
-    crew = WorkerCrew(reader, padded, min(num_workers, len(padded)), logbook, timeout, batch_size, pin=False)
+    crew = WorkerCrew(reader, padded, min(num_workers, len(padded)), logbook, timeout, pin=False)
     try:
         for group in groups:
             result = _next(crew, dataset)
@@ -73,11 +73,8 @@ def evaluation_batches(
 def _next(crew: WorkerCrew, dataset: ClipDataset) -> ClipBatch | str:
     try:
         return next(crew)
-    except (RuntimeError, OSError, EOFError) as error:
-        deaths = crew.deaths()
-        names = [f"{dataset.item_name(death.item)}: {death.reason}" for death in deaths if death.item != IDLE]
-        if names:
-            return names[0]
-        if deaths:
-            raise RuntimeError(f"evaluation: {deaths[0].reason}") from error
-        raise
+    except WorkersDied as error:
+        for death in error.deaths:
+            if death.item != IDLE:
+                return f"{dataset.item_name(death.item)}: {death.reason}"
+        raise RuntimeError(f"evaluation: {error}") from error

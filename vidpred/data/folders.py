@@ -15,7 +15,7 @@ from vidpred.data.scan import Probe, ScanResult, scan
 from vidpred.data.selection import ClipRejected, allowed_starts
 from vidpred.data.source_dataset import SourceDataset
 from vidpred.data.sources import Source
-from vidpred.data.splits import assign_splits
+from vidpred.data.splits import assign_splits, split_by_hash, split_method
 from vidpred.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,18 +32,22 @@ class DataReport:
     sources: dict[str, list[Source]] = field(default_factory=dict)
     """Per split, those that can be used."""
     unusable: dict[str, str] = field(default_factory=dict)
-    """File -> reason."""
+    """Item -> reason."""
     rejected: dict[str, str] = field(default_factory=dict)
     """Usable, but set aside by the selection that the configuration asks for."""
     ignored: dict[str, int] = field(default_factory=dict)
     """Extensions of files that are no items, and how many there are."""
+
+    def items(self) -> int:
+        """All items: files, or clips inside array files."""
+        return sum(map(len, self.sources.values())) + len(self.unusable) + len(self.rejected)
 
     def to_json(self) -> dict:
         every = [source for sources in self.sources.values() for source in sources]
         return {
             "root": self.root,
             "files": self.files,
-            "unusable_fraction": len(self.unusable) / max(1, self.files),
+            "unusable_fraction": len(self.unusable) / max(1, self.items()),
             "unusable": self.unusable,
             "rejected": self.rejected,
             "ignored_extensions": self.ignored,
@@ -114,17 +118,22 @@ def build_split(
     probe: Probe,
     variant: str,
     make: Callable[[str, list[Source]], SourceDataset],
+    by_source: bool = False,
 ) -> SourceDataset:
-    """Scans the items `names`, and makes the data set of `split` out of the usable ones.
+    """Scans the files (or folders) `names`, and makes the data set of `split` out of the usable ones.
 
-    The data set's attribute `report` is the DataReport of all splits. Raises UnusableData.
+    With `by_source` the hash divides the sources inside files, not the files. The data set's attribute `report` is
+    the DataReport of all splits. Raises UnusableData.
     """
     root = config.root_folder()
     # Splitting before looking inside: a file that turns bad moves no other one.
     splits = assign_splits(names, root, config)
     wanted = sorted(splits)
     result = scan(root, wanted, probe, variant, config.num_workers, config.decode_timeout)
-    report = _judge(config, root, wanted, splits, result, ignored)
+    by_name = {source.name: splits[name] for name in result.sources for source in result.sources[name]}
+    if by_source and split_method(names, config) == "hash":
+        by_name = split_by_hash(sorted(by_name), config)
+    report = _judge(config, root, len(wanted), by_name, result, ignored)
     _check_bad_fraction(report, config.max_bad_fraction)
     dataset = make(f"{root.name} ({split})", report.sources[split])
     dataset.report = report
@@ -132,16 +141,12 @@ def build_split(
 
 
 def _judge(
-    config: FolderConfig,
-    root: Path,
-    wanted: list[str],
-    splits: dict[str, str],
-    result: ScanResult,
-    ignored: dict[str, int],
+    config: FolderConfig, root: Path, files: int, splits: dict[str, str], result: ScanResult, ignored: dict[str, int]
 ) -> DataReport:
-    report = DataReport(str(root), len(wanted), {split: [] for split in SPLITS}, dict(result.problems), {}, ignored)
-    for name in wanted:
-        for source in result.sources.get(name, ()):
+    """Sorts the sources into the splits, or out. `splits` is source name -> split."""
+    report = DataReport(str(root), files, {split: [] for split in SPLITS}, dict(result.problems), {}, ignored)
+    for sources in result.sources.values():
+        for source in sources:
             try:
                 allowed_starts(source, config)
             except ClipRejected as reason:
@@ -149,19 +154,19 @@ def _judge(
             except ClipError as reason:
                 report.unusable[source.name] = str(reason)
             else:
-                report.sources[splits[name]].append(source)
+                report.sources[splits[source.name]].append(source)
     return report
 
 
 def _check_bad_fraction(report: DataReport, allowed: float) -> None:
-    bad = len(report.unusable)
+    bad, items = len(report.unusable), report.items()
     if bad and distributed.is_main():
-        logger.warning("%d of %d files in %s cannot be used", bad, report.files, report.root)
-    if bad > allowed * report.files:
+        logger.warning("%d of %d items in %s cannot be used", bad, items, report.root)
+    if bad > allowed * items:
         shown = "; ".join(f"{name}: {reason}" for name, reason in list(report.unusable.items())[:SHOWN_PROBLEMS])
         more = f"; and {bad - SHOWN_PROBLEMS} more, see data_report.json" if bad > SHOWN_PROBLEMS else ""
         raise UnusableData(
             report,
-            f"data.max_bad_fraction: {bad} of {report.files} files cannot be used, more than {allowed:.0%} "
+            f"data.max_bad_fraction: {bad} of {items} items cannot be used, more than {allowed:.0%} "
             f"({shown}{more}); remove or repair them, shorten the clips, or raise data.max_bad_fraction",
         )

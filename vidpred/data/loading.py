@@ -1,9 +1,8 @@
 """The endless training loader: this rank's micro batches in their fixed order, and the quarantine of bad items."""
 
 import logging
-import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Optional
+from typing import Callable, Iterable, Iterator, Optional
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.utils.data import Dataset
 from vidpred import distributed
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
 from vidpred.data.draws import DrawOrder, micro_batches
-from vidpred.data.workers import IDLE, Logbook, WorkerCrew
+from vidpred.data.workers import IDLE, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 
@@ -107,7 +106,6 @@ class ClipLoader:
         self._excluded = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self._logbook = Logbook(num_workers)
         self._reader = _DrawReader(dataset, order, given_mask, self._excluded, self._logbook, timeout)
-        self._longest = len(next(batches(0)))
         self._delivered = 0
         self._restarts = 0
         self._kills: dict[int, int] = {}
@@ -122,8 +120,7 @@ class ClipLoader:
                 if self._crew is None:
                     self._crew = self._start()
                 delivery = next(self._crew)
-            except (RuntimeError, OSError, EOFError) as error:
-                # A worker's end shows as a RuntimeError of the loader, or as a lost connection to it.
+            except WorkersDied as error:
                 self._recover(error)
                 continue
             self._delivered += 1
@@ -160,34 +157,21 @@ class ClipLoader:
             self._workers,
             self._logbook,
             self._timeout,
-            self._longest,
             self._pin,
         )
 
-    def _recover(self, error: Exception) -> None:
-        """After a worker's end: quarantines what it was at and starts again at the batch that is due."""
-        deaths = self._wait_for_deaths()
-        if not deaths:
-            raise error
+    def _recover(self, error: WorkersDied) -> None:
+        """Quarantines what the dead workers were at, and starts again at the batch that is due."""
         self.close()
         self._restarts += 1
-        for death in deaths:
+        for death in error.deaths:
             self._kills[death.item] = self._kills.get(death.item, 0) + 1
             # Killed from outside, perhaps for want of memory: only an item at which it happens twice is blamed.
             if death.item != IDLE and not (death.killed and self._kills[death.item] < 2):
                 self._exclude(death.item, death.reason)
                 self._restarts = 0
         if self._restarts > MAX_RESTARTS:
-            raise RuntimeError(f"data workers die again and again: {deaths[0].reason}") from error
-
-    def _wait_for_deaths(self) -> list[Any]:
-        """A lost connection can be seen a moment before the process is gone."""
-        for _ in range(20):
-            deaths = self._crew.deaths() if self._crew is not None else []
-            if deaths:
-                return deaths
-            time.sleep(0.05)
-        return []
+            raise RuntimeError(f"data workers die again and again: {error}") from error
 
     def _exclude(self, item: int, reason: str) -> None:
         name = self._dataset.item_name(item)
@@ -234,6 +218,7 @@ def training_loader(
             next(draws)
         return draws
 
+    batches(0)  # Refuses a batch that cannot be divided, before a worker starts.
     return ClipLoader(
         dataset,
         DrawOrder(seed, len(dataset), repeat_draws),

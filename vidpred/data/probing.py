@@ -30,6 +30,9 @@ class Survey:
     stamps: list[Optional[int]] = field(default_factory=list)
     keys: list[tuple[int, int]] = field(default_factory=list)
     checksums: Optional[list[int]] = None
+    """None where the pass did not decode."""
+    references: dict[int, np.ndarray] = field(default_factory=dict)
+    """Upright RGB pixels of a few frames, to compare a reader with: the first, a middle and the last one."""
     changes: Optional[list[float]] = None
     rotation: int = 0
     size: tuple[int, int] = (0, 0)
@@ -57,6 +60,7 @@ def _survey_frames(path: Path, with_changes: bool, alive: Callable[[], None]) ->
     """Decodes the whole file in order."""
     survey = Survey(checksums=[])
     thumbnails = Thumbnails() if with_changes else None
+    kept: dict[str, tuple[int, Any]] = {}
     with decoding.open_video(path) as (container, stream):
         _describe(survey, stream)
         frames = iter(container.decode(stream))
@@ -68,10 +72,15 @@ def _survey_frames(path: Path, with_changes: bool, alive: Callable[[], None]) ->
             if frame is None:
                 break
             _add_frame(survey, frame, index)
+            kept["last"] = (index, frame)
+            if index & (index - 1) == 0:  # 0 and the powers of two, of which the greatest lies in the second half
+                kept["first" if index == 0 else "middle"] = (index, frame)
             if thumbnails:
                 thumbnails.add_frame(frame)
     if not survey.stamps:
         raise ClipError("has no frame that can be decoded")
+    convert = decoding.FrameConverter(survey.rotation)
+    survey.references = {index: convert(frame) for index, frame in kept.values()}
     survey.changes = thumbnails.changes if thumbnails else None
     return survey
 
@@ -131,23 +140,19 @@ def _survey_packets(path: Path, alive: Callable[[], None]) -> Survey:
 
 def _conclude(path: Path, name: str, survey: Survey, alive: Callable[[], None]) -> Source:
     """Chooses the reader and makes the record."""
-    count = len(survey.stamps)
-    checks = sorted({0, count // 2, count - 1})
     anchors = _spaced(survey.keys)
-    reference = _read_checked(path, survey, anchors, checks, alive)
-    if reference is None and survey.checksums is None:
-        raise ClipError("its key frames are not where its packets say")
-    if reference is None:
+    proved = False
+    if survey.checksums is None:
+        _read_references(path, survey, anchors, alive)
+        proved = True
+    note = _decord_fault(path, survey, alive)
+    if note and not proved and not _anchors_hold(path, survey, anchors, alive):
         anchors = ()
-        reference = _read_checked(path, survey, anchors, checks, alive)
-    if reference is None:
-        raise ClipError("damaged: decoding it twice gives different frames")
     fps, times = _timing(survey)
-    note = _decord_fault(path, survey, reference, alive)
-    height, width = next(iter(reference.values())).shape[:2]
+    height, width = survey.references[0].shape[:2]
     return Source(
         name=name,
-        frames=count,
+        frames=len(survey.stamps),
         height=height,
         width=width,
         fps=fps,
@@ -170,40 +175,50 @@ def _spaced(keys: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     return tuple(spaced)
 
 
-def _read_checked(
-    path: Path, survey: Survey, anchors: tuple[tuple[int, int], ...], checks: list[int], alive: Callable[[], None]
-) -> Optional[dict[int, np.ndarray]]:
-    """The frames `checks` read by seeking to anchors; None where one is not the frame that the survey saw."""
-    places = {index: index for index in checks}
-    found: dict[int, np.ndarray] = {}
-    for index in places:
-        before = [anchor for anchor in anchors if anchor[0] <= index][-1:]
+def _read_references(
+    path: Path, survey: Survey, anchors: tuple[tuple[int, int], ...], alive: Callable[[], None]
+) -> None:
+    """For a survey of packets: decodes three frames, which must be where the packets say. Raises ClipError."""
+    count = len(survey.stamps)
+    for index in sorted({0, count // 2, count - 1}):
+        frame = _frame_at(path, index, anchors, alive)
+        if frame.pts != survey.stamps[index]:
+            raise ClipError(f"frame {index} is not where its packet says")
+        survey.rotation = int(frame.rotation)
+        survey.references[index] = decoding.FrameConverter(survey.rotation)(frame)
+
+
+def _anchors_hold(
+    path: Path, survey: Survey, anchors: tuple[tuple[int, int], ...], alive: Callable[[], None]
+) -> bool:
+    """Whether seeking to the anchors finds the frames that decoding in order saw."""
+    checked = {anchors[0], anchors[len(anchors) // 2], anchors[-1]} if anchors else set()
+    for anchor in checked:
+        following = [other[0] for other in anchors if other[0] > anchor[0]]
+        last = min(following, default=len(survey.stamps)) - 1
         try:
-            frame, turn = _frame_at(path, index, before, alive)
+            if any(
+                checksum(_frame_at(path, index, (anchor,), alive)) != survey.checksums[index]
+                for index in {anchor[0], last}
+            ):
+                return False
         except ClipError:
-            return None
-        if survey.checksums is not None:
-            same = checksum(frame) == survey.checksums[index]
-        else:
-            same = frame.pts == survey.stamps[index]
-        if not same:
-            return None
-        survey.rotation = turn
-        found[index] = decoding.FrameConverter(turn)(frame)
-    return found
+            return False
+    return True
 
 
-def _frame_at(path: Path, index: int, anchor: list, alive: Callable[[], None]) -> tuple[Any, int]:
-    """(frame `index`, its rotation), decoded from the anchor or from the beginning."""
+def _frame_at(path: Path, index: int, anchors: tuple[tuple[int, int], ...], alive: Callable[[], None]) -> Any:
+    """Frame `index`, decoded from the last anchor before it or from the beginning."""
+    before = [anchor for anchor in anchors if anchor[0] <= index]
     with decoding.open_video(path) as (container, stream), decoding.av_errors("damaged"):
-        if anchor:
-            frames = decoding.decode_from(container, stream, anchor[0])
+        if before:
+            frames = decoding.decode_from(container, stream, before[-1])
         else:
             frames = enumerate(container.decode(stream))
         for position, frame in frames:
             alive()
             if position == index:
-                return frame, int(frame.rotation)
+                return frame
     raise ClipError(f"damaged: ends before frame {index}")
 
 
@@ -221,10 +236,8 @@ def _timing(survey: Survey) -> tuple[float, Optional[tuple[float, ...]]]:
     return float(fps), tuple(round(float(time), 6) for time in times)
 
 
-def _decord_fault(
-    path: Path, survey: Survey, reference: dict[int, np.ndarray], alive: Callable[[], None]
-) -> str:
-    """Why decord must not read this file; empty where it agrees with the reference."""
+def _decord_fault(path: Path, survey: Survey, alive: Callable[[], None]) -> str:
+    """Why decord must not read this file; empty where it agrees with the references."""
     try:
         alive()
         reader = decoding.open_decord(path)
@@ -235,13 +248,13 @@ def _decord_fault(
         times = np.asarray(reader.get_frame_timestamp(range(count)))[:, 0]
         if not np.isfinite(times).all() or (times < -TIME_TOLERANCE).any() or (np.diff(times) <= 0).any():
             return "decord's timestamps are negative or not in order"
-        for index in reversed(reference):
+        for index, reference in sorted(survey.references.items(), reverse=True):
             alive()
             with decoding.decord_errors():
                 pixels = reader.get_batch([index]).asnumpy()[0]
-            if pixels.shape != reference[index].shape:
+            if pixels.shape != reference.shape:
                 return f"decord returns frames of shape {pixels.shape}"
-            error = np.abs(pixels.astype(np.int16) - reference[index]).mean()
+            error = np.abs(pixels.astype(np.int16) - reference).mean()
             if error > PIXEL_TOLERANCE:
                 return f"decord's frame {index} differs by {error:.1f} of 255"
     except ClipError as error:

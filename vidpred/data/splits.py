@@ -47,22 +47,27 @@ def split_by_hash(names: list[str], config: FolderConfig, splits: tuple[str, ...
 
 
 def _fill_empty(chosen: dict[str, str], ordered: list[str], splits: list[str]) -> None:
-    """Gives an empty split the training group of the lowest hash, as long as two more groups train."""
+    """Gives an empty split the training group of the lowest hash, as long as another group still trains."""
     for split in splits:
         training = [key for key in ordered if chosen[key] == "train"]
         if split not in chosen.values() and len(training) >= 2:
             chosen[training[0]] = split
 
 
+def split_method(names: list[str], config: FolderConfig) -> str:
+    """What "auto" comes to: lists, folders or hash."""
+    if config.split_by != "auto":
+        return config.split_by
+    if config.train_list or config.val_list or config.test_list:
+        return "lists"
+    return "folders" if any(name.split("/")[0] in FOLDER_NAMES["train"] for name in names) else "hash"
+
+
 def assign_splits(names: list[str], root: Path, config: FolderConfig) -> dict[str, str]:
     """name (relative path) -> "train", "val" or "test"; names that no split claims are left out."""
-    lists = {split: getattr(config, f"{split}_list") for split in SPLITS}
-    split_by = config.split_by
-    if split_by == "auto":
-        has_train = any(name.split("/")[0] in FOLDER_NAMES["train"] for name in names if "/" in name)
-        split_by = "lists" if any(lists.values()) else "folders" if has_train else "hash"
+    split_by = split_method(names, config)
     if split_by == "lists":
-        return _split_by_lists(names, root, config, lists)
+        return _split_by_lists(names, root, config, {split: getattr(config, f"{split}_list") for split in SPLITS})
     if split_by == "folders":
         return _split_by_folders(names, root, config)
     return split_by_hash(names, config)

@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 IDLE = -1
-GRACE = 30.0  # Seconds beyond the timeout after which a process that its watchdog could not end is given up.
+GRACE = 15.0  # Seconds beyond the timeout after which a process that its watchdog could not end is given up.
+POLL = 2.0  # Seconds between looks at the workers while a batch is waited for.
 
 
 class Logbook:
@@ -69,6 +70,12 @@ class Death:
     """From outside by SIGKILL, as the kernel does when memory runs out: the item may be innocent."""
 
 
+class WorkersDied(Exception):
+    def __init__(self, deaths: list[Death]):
+        super().__init__("; ".join(death.reason for death in deaths))
+        self.deaths = deaths
+
+
 def _start_worker(logbook: Logbook, worker: int) -> None:
     # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -82,10 +89,8 @@ class WorkerCrew:
     dataset[batch] is computed in a worker for every `batch` in turn; results come in that order.
     """
 
-    def __init__(
-        self, dataset: Dataset, batches: Any, workers: int, logbook: Logbook, timeout: float, longest: int, pin: bool
-    ):
-        """`timeout` is for one item, `longest` the number of items in a batch."""
+    def __init__(self, dataset: Dataset, batches: Any, workers: int, logbook: Logbook, timeout: float, pin: bool):
+        """`timeout` is seconds for one item."""
         self._logbook = logbook
         self._timeout = timeout
         before = set(multiprocessing.active_children())
@@ -96,7 +101,7 @@ class WorkerCrew:
             num_workers=workers,
             collate_fn=_as_it_is,
             pin_memory=pin,
-            timeout=timeout * (longest + 1) + GRACE if workers else 0,
+            timeout=POLL if workers else 0,
             worker_init_fn=lambda worker: _start_worker(logbook, worker),
             multiprocessing_context="fork" if workers else None,
         )
@@ -104,12 +109,32 @@ class WorkerCrew:
         self._processes = [child for child in multiprocessing.active_children() if child not in before]
         if workers and threading.current_thread() is threading.main_thread():
             # torch's handler raises wherever the main thread happens to be, in the middle of a training step;
-            # its queue also notices within 5 s that a worker is gone, where we can deal with it.
+            # __next__ also notices that a worker is gone, where it can be dealt with.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _crews.add(self)
 
     def __next__(self) -> Any:
-        return next(self._iterator)
+        """The next result, however long it takes. Raises WorkersDied, and what the dataset raised."""
+        while True:
+            try:
+                return next(self._iterator)
+            except (RuntimeError, OSError, EOFError) as error:
+                # A worker's end shows as a RuntimeError of torch's loader, or as a lost connection to it.
+                waiting = str(error).startswith("DataLoader timed out")
+                deaths = self.deaths() if waiting else self._wait_for_deaths()
+                if deaths:
+                    raise WorkersDied(deaths) from error
+                if not waiting:
+                    raise
+
+    def _wait_for_deaths(self) -> list["Death"]:
+        """A lost connection can be seen a moment before the process is gone."""
+        for _ in range(20):
+            deaths = self.deaths()
+            if deaths:
+                return deaths
+            time.sleep(0.05)
+        return []
 
     def deaths(self) -> list[Death]:
         """The workers that are gone or beyond help."""
@@ -118,12 +143,12 @@ class WorkerCrew:
             item, seconds = self._logbook.item_of(process.pid)
             if not process.is_alive():
                 code = process.exitcode
-                if item != IDLE and seconds >= self._timeout:
+                if item != IDLE and code == 1 and seconds >= self._timeout:  # The watchdog's exit code.
                     reason = f"the decoder hung: no clip in {self._timeout:g} s"
                 else:
                     reason = f"the decoding process died (exit code {code}{_hint(code)})"
                 found.append(Death(item, reason, killed=code == -signal.SIGKILL))
-            elif item != IDLE and seconds > self._timeout + GRACE / 2:
+            elif item != IDLE and seconds > self._timeout + GRACE:
                 reason = f"the decoder hung beyond its watchdog: no clip in {seconds:.0f} s"
                 found.append(Death(item, reason, killed=False))
         return found

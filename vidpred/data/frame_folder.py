@@ -1,0 +1,121 @@
+"""Folders of numbered frames: every folder that directly holds pictures is one clip source."""
+
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from vidpred.data.clips import ClipError
+from vidpred.data.config import DATASETS, FolderConfig, require
+from vidpred.data.folders import build_split, find_files
+from vidpred.data.probing import THUMBNAIL, Thumbnails
+from vidpred.data.selection import needs_changes
+from vidpred.data.source_dataset import SourceDataset
+from vidpred.data.sources import Source
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass
+class FrameFolderConfig(FolderConfig):
+    """Pictures named by number (frame_000001.png), one folder per clip, in any depth of sub-folders."""
+
+    kind: str = "frame_folder"
+    source_fps: float = 25.0
+    """Frames per second of the pictures; only used together with fps."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.source_fps > 0, "source_fps", f"{self.source_fps} is not possible; set a positive rate")
+
+
+def numbered_pictures(folder: Path) -> list[str]:
+    """The pictures of a folder by the last number in their name. Raises ClipError where there is no order."""
+    names = [name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    numbers = {name: re.findall(r"\d+", os.path.splitext(name)[0]) for name in names}
+    without = sorted(name for name in names if not numbers[name])
+    if without:
+        raise ClipError(f"'{without[0]}' has no number in its name")
+    ordered = sorted(names, key=lambda name: int(numbers[name][-1]))
+    for one, other in zip(ordered, ordered[1:]):
+        if int(numbers[one][-1]) == int(numbers[other][-1]):
+            raise ClipError(f"'{one}' and '{other}' have the same number")
+    return ordered
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises ClipError."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ClipError(f"{path.name} cannot be read: {error}") from error
+
+
+class FrameFolder(SourceDataset):
+    def __init__(self, name: str, sources: list[Source], config: FrameFolderConfig, root: Path):
+        super().__init__(name, sources, config)
+        self.root = root
+
+    def read(self, source: Source, indices: np.ndarray) -> np.ndarray:
+        folder = self.root / source.name
+        pictures = numbered_pictures(folder)
+        if len(pictures) != source.frames:
+            raise ClipError(f"has {len(pictures)} pictures, the scan counted {source.frames}")
+        frames = [read_picture(folder / pictures[index]) for index in indices]
+        if any(frame.shape != (source.height, source.width, 3) for frame in frames):
+            raise ClipError("its pictures differ in size")
+        return np.stack(frames)
+
+
+def probe_folder(
+    root: Path, fps: float, quick: bool, with_changes: bool, name: str, alive: Callable[[], None]
+) -> list[Source]:
+    """Reads every picture (quick: three of them). Raises ClipError."""
+    from PIL import Image
+
+    pictures = numbered_pictures(root / name)
+    last = len(pictures) - 1
+    wanted = {0, last // 2, last} if quick and not with_changes else range(len(pictures))
+    thumbnails, size = Thumbnails(), None
+    for index in sorted(wanted):
+        alive()
+        frame = read_picture(root / name / pictures[index])
+        if size not in (None, frame.shape):
+            raise ClipError(f"{pictures[index]} is {frame.shape[1]}x{frame.shape[0]}, others {size[1]}x{size[0]}")
+        size = frame.shape
+        if with_changes:
+            grey = Image.fromarray(frame).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+            thumbnails.add(np.asarray(grey))
+    return [
+        Source(
+            name=name,
+            frames=len(pictures),
+            height=size[0],
+            width=size[1],
+            fps=fps,
+            reader="images",
+            changes=tuple(thumbnails.changes) if with_changes else None,
+        )
+    ]
+
+
+@DATASETS.register("frame_folder", FrameFolderConfig)
+def build_frame_folder(config: FrameFolderConfig, split: str, seed: int) -> FrameFolder:
+    root = config.root_folder()
+    files, ignored = find_files(root, EXTENSIONS)
+    folders = sorted({os.path.dirname(name) or "." for name in files})
+    changes = needs_changes(config)
+    probe = partial(probe_folder, root, config.source_fps, config.scan == "quick", changes)
+
+    def make(name: str, sources: list[Source]) -> FrameFolder:
+        return FrameFolder(name, sources, config, root)
+
+    variant = f"frames {config.scan} {changes} {config.source_fps}"
+    return build_split(config, split, folders, ignored, probe, variant, make)
