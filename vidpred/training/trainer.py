@@ -257,8 +257,9 @@ class Trainer:
         self._publish("eval/visualization", self._task.evaluate(self._ema.network, self.step))
 
     def _publish(self, name: str, findings: Findings) -> None:
-        for path in findings.pictures:
-            logger.info("step %d  picture: %s", self.step, path)
+        if findings.pictures:
+            first, others = findings.pictures[0], len(findings.pictures) - 1
+            logger.info("step %d  pictures: %s and %d more files beside it", self.step, first, others)
         if findings.values:
             self._loggers.log(self.step, findings.values)
         if findings.pictures:
