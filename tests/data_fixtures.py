@@ -32,17 +32,16 @@ def frame_numbers(frames: np.ndarray) -> list[int]:
     return [int(sum(1 << bit for bit in range(8) if row[bit] > 145)) for row in bright]
 
 
-def write_video(path: Path, frames: np.ndarray, fps: int = 10, gop: int = 12, b_frames: int = 2, **options) -> Path:
-    """H.264 (mp4, mkv, mov, avi), VP9 (webm) or gif, by the file's name."""
+def write_video(path: Path, frames: np.ndarray, fps: int = 10, gop: int = 12) -> Path:
+    """H.264 (mp4, mkv, mov), MPEG-4 (avi), VP9 (webm) or gif, by the file's name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    codec = {".webm": "libvpx-vp9", ".gif": "gif"}.get(path.suffix, options.pop("codec", "libx264"))
+    codec = {".webm": "libvpx-vp9", ".gif": "gif", ".avi": "mpeg4"}.get(path.suffix, "libx264")
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
         if codec == "libx264":
-            stream.options = {"bf": str(b_frames), "g": str(gop), "crf": "10", **options}
-            stream.options |= {"preset": "veryfast"}
+            stream.options = {"bf": "2", "g": str(gop), "crf": "10", "preset": "veryfast"}
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))

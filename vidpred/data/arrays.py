@@ -6,16 +6,14 @@ Letters of a layout name the axes: N clips, T frames, C colours (1 or 3), H rows
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from vidpred.data.clips import ClipError
 from vidpred.data.config import DATASETS, FolderConfig, require
 from vidpred.data.folders import build_split, find_files
-from vidpred.data.probing import THUMBNAIL, Thumbnails
+from vidpred.data.probing import Thumbnails
 from vidpred.data.scan import fingerprint
 from vidpred.data.selection import needs_changes
 from vidpred.data.source_dataset import SourceDataset
@@ -155,7 +153,7 @@ class ArrayFile:
             if not (taken.min() >= 0 and taken.max() <= 1):
                 raise ClipError("has floating point values outside [0, 1] or not finite; convert them to uint8")
             taken = np.rint(taken * 255).astype(np.uint8)
-        return np.ascontiguousarray(np.broadcast_to(taken, (*taken.shape[:3], 3)))
+        return np.array(np.broadcast_to(taken, (*taken.shape[:3], 3)))  # A copy: the file stays closed to writing.
 
 
 class Arrays(SourceDataset):
@@ -167,12 +165,6 @@ class Arrays(SourceDataset):
         name = source.name.rsplit("#", 1)[0] if source.row or source.name.endswith("#0") else source.name
         with ArrayFile(self.root / name, self.config) as file:
             return file.read(source.row, indices)
-
-
-def _thumbnails(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """(T, H, W, 3) -> (32, 32) grey thumbnails."""
-    grey = torch.from_numpy(pixels).float().mean(dim=-1)[:, None]  # (T, 1, H, W)
-    yield from F.interpolate(grey, size=(THUMBNAIL, THUMBNAIL), mode="area")[:, 0].numpy()
 
 
 def probe_arrays(
@@ -188,8 +180,8 @@ def probe_arrays(
                 pixels = file.read(row, np.arange(file.frames))
             if with_changes:
                 thumbnails = Thumbnails()
-                for thumbnail in _thumbnails(pixels):
-                    thumbnails.add(thumbnail)
+                for frame in pixels:
+                    thumbnails.add_pixels(frame)
                 changes = tuple(thumbnails.changes)
             sources.append(
                 Source(

@@ -110,8 +110,9 @@ def decord_errors() -> Iterator[None]:
 
     try:
         yield
-    except (DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, IndexError) as error:
-        # An unreadable file is a RuntimeError, one without frames an AssertionError.
+    except (DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, IndexError, UnicodeError) as error:
+        # An unreadable file is a RuntimeError, one without frames an AssertionError, a name in another encoding
+        # than UTF-8 a UnicodeError.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ClipError(f"decord: {lines[0][:200]}") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from vidpred.data.clips import ClipError
 from vidpred.data.config import DATASETS, FolderConfig, require
 from vidpred.data.folders import build_split, find_files
-from vidpred.data.probing import THUMBNAIL, Thumbnails
+from vidpred.data.probing import Thumbnails
 from vidpred.data.selection import needs_changes
 from vidpred.data.source_dataset import SourceDataset
 from vidpred.data.sources import Source
@@ -78,8 +78,6 @@ def probe_folder(
     root: Path, fps: float, quick: bool, with_changes: bool, name: str, alive: Callable[[], None]
 ) -> list[Source]:
     """Reads every picture (quick: three of them). Raises ClipError."""
-    from PIL import Image
-
     pictures = numbered_pictures(root / name)
     last = len(pictures) - 1
     wanted = {0, last // 2, last} if quick and not with_changes else range(len(pictures))
@@ -91,8 +89,7 @@ def probe_folder(
             raise ClipError(f"{pictures[index]} is {frame.shape[1]}x{frame.shape[0]}, others {size[1]}x{size[0]}")
         size = frame.shape
         if with_changes:
-            grey = Image.fromarray(frame).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-            thumbnails.add(np.asarray(grey))
+            thumbnails.add_pixels(frame)
     return [
         Source(
             name=name,

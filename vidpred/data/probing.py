@@ -186,6 +186,8 @@ def _read_references(
             raise ClipError(f"frame {index} is not where its packet says")
         survey.rotation = int(frame.rotation)
         survey.references[index] = decoding.FrameConverter(survey.rotation)(frame)
+    if len({pixels.shape for pixels in survey.references.values()}) > 1:
+        raise ClipError("changes its frame size")
 
 
 def _anchors_hold(
@@ -276,6 +278,13 @@ class Thumbnails:
         if self._last is not None:
             self.changes.append(round(float(np.abs(thumbnail - self._last).mean()), 2))
         self._last = thumbnail
+
+    def add_pixels(self, pixels: np.ndarray) -> None:
+        """(H, W, 3) uint8. By Pillow: torch's threads must not be used in a forked process."""
+        from PIL import Image
+
+        grey = Image.fromarray(pixels).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        self.add(np.asarray(grey))
 
     def add_frame(self, frame: Any) -> None:
         """A frame of PyAV."""
