@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import re
 import sys
+import types
+import typing
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +23,7 @@ import yaml
 from vidpred.autoencoders import AUTOENCODERS
 from vidpred.conditioning import ConditioningConfig
 from vidpred.data import DATASETS
-from vidpred.diffusion import DiffusionConfig, SamplingConfig
+from vidpred.diffusion import DiffusionConfig, NoiseSchedule, SamplingConfig, build_parameterization
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig
 from vidpred.networks import NETWORKS
@@ -29,7 +31,7 @@ from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
 
 REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS}
 DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet"}
-SECRET = re.compile(r"(^|_)(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
+SECRET = re.compile(r"(^|[._])(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 
 
 @dataclass
@@ -63,12 +65,23 @@ class Config:
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
+        if Path(self.name).name != self.name or self.name == "..":
+            raise UserError(f"name: '{self.name}' is not the name of a folder; set runs_dir to move all runs")
         frames, context = self.data.num_frames, self.conditioning.context_frames
         if context >= frames:
             raise UserError(
                 f"conditioning.context_frames: {context} given frames leave nothing to predict in a clip of "
                 f"data.num_frames {frames}; lower the one or raise the other"
             )
+        levels = self.diffusion.schedule.num_train_timesteps
+        for key in ("num_inference_steps", "num_inference_steps_start"):
+            steps = getattr(self.sampling, key)
+            if steps is not None and steps > levels:
+                raise UserError(
+                    f"sampling.{key}: {steps} steps need as many noise levels, and "
+                    f"diffusion.schedule.num_train_timesteps is {levels}; lower the one or raise the other"
+                )
+        build_parameterization(self.diffusion.parameterization, NoiseSchedule(self.diffusion.schedule))
 
     def resolved(self) -> dict[str, Any]:
         """Plain data (str, int, float, bool, None, list, dict) for YAML, loggers and checkpoints."""
@@ -78,18 +91,18 @@ class Config:
 def load_config(arguments: Sequence[str] | None = None, default_file: Path | None = None) -> Config:
     """Parses `--config FILE --section.key value …` (default: this process's arguments).
 
-    Without `--config` the values of `default_file` are used. `--help` and `--print_config` print and exit.
+    Without `--config` the values of `default_file` are used. `--help` and `--print_config` print and exit. A key
+    that is true or false may stand alone, for true: `--overfit_one_batch`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    door = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    door = _Finder()
     door.add_argument("--config", type=Path, default=default_file)
     known, overrides = door.parse_known_args(arguments)
     values = _read_yaml(known.config) if known.config else {}
     sections = _section_classes(values, overrides)
     _check_keys(sections, [*_leaves(values), *_argument_keys(overrides)])
-    source = ["--config", str(known.config)] if known.config and values else []
     overrides = ["--print_config=comments" if o == "--print_config" else o for o in overrides]
-    config = _parse(sections, [*source, *overrides])
+    config = _parse(sections, values, _complete_switches(overrides, sections))
     config.name = config.name or (known.config.stem if known.config else "run")
     return config
 
@@ -98,7 +111,17 @@ def config_from_resolved(values: Mapping[str, Any]) -> Config:
     """The configuration of a saved run (what `Config.resolved` returned)."""
     sections = _section_classes(values, [])
     _check_keys(sections, list(_leaves(values)))
-    return _parse(sections, ["--config", yaml.safe_dump(dict(values))])
+    return _parse(sections, values, [])
+
+
+class _Finder(argparse.ArgumentParser):
+    """Takes a few arguments out of many; what is wrong with them is one line."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(_one_line(message))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -107,15 +130,17 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
+        reason = _one_line(str(error)).replace('in "<unicode string>", ', "at ")
+        raise UserError(f"{file}: not valid YAML: {reason}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{file}: must hold 'section:' lines with 'key: value' lines below them")
-    return values or {}
+    # A section whose lines are all commented out differs in nothing.
+    return {key: value for key, value in (values or {}).items() if value is not None}
 
 
 def _section_classes(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, type]:
     """The dataclass of every section; where it has a `kind`: command line, then YAML, then default."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = _Finder()
     for section, default in DEFAULT_KINDS.items():
         written = values.get(section)
         kind = written.get("kind", default) if isinstance(written, Mapping) else default
@@ -140,18 +165,30 @@ def _argument_keys(overrides: Sequence[str]) -> Iterator[str]:
             yield argument[2:].split("=", 1)[0]
 
 
-def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = "") -> Iterator[str]:
+def _complete_switches(overrides: Sequence[str], sections: Mapping[str, type]) -> list[str]:
+    """`--key` of a bool without a value -> `--key=true`."""
+    switches = [f"--{key}" for key, type_ in _known_keys(Config, sections) if type_ is bool]
+    following = [*overrides[1:], "--"]
+    return [
+        f"{argument}=true" if argument in switches and after.startswith("--") else argument
+        for argument, after in zip(overrides, following)
+    ]
+
+
+def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every key."""
+    hints = typing.get_type_hints(config_class)
     for f in dataclasses.fields(config_class):
-        section = sections.get(f.name, f.type)
-        if dataclasses.is_dataclass(section):
-            yield from _known_keys(section, {}, f"{prefix}{f.name}.")
+        type_ = sections.get(f.name, hints[f.name])
+        if dataclasses.is_dataclass(type_):
+            yield from _known_keys(type_, {}, f"{prefix}{f.name}.")
         else:
-            yield f"{prefix}{f.name}"
+            yield f"{prefix}{f.name}", type_
 
 
 def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
     """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
-    known = list(_known_keys(Config, sections))
+    known = [key for key, _ in _known_keys(Config, sections)]
     for key in keys:
         if key in known or key in ("help", "print_config"):
             continue
@@ -172,16 +209,17 @@ def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
         raise UserError(f"{key}: unknown key{of_kind}; {cure}")
 
 
-def _parse(sections: Mapping[str, type], arguments: Sequence[str]) -> Config:
+def _parse(sections: Mapping[str, type], values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+    source = ["--config", yaml.safe_dump(dict(values))] if values else []
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations are not the user's business
             parser = _parser(sections)
-            namespace = parser.instantiate(parser.parse_args(list(arguments)))
+            namespace = parser.instantiate(parser.parse_args([*source, *overrides]))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
-    values = {key: value for key, value in vars(namespace).items() if key != "config"}
-    return Config(**values)
+        raise UserError(_explain(_one_line(str(error)), dict(_known_keys(Config, sections)))) from error
+    parts = {key: value for key, value in vars(namespace).items() if key != "config"}
+    return Config(**parts)
 
 
 def _parser(sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:
@@ -201,10 +239,32 @@ def _parser(sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse's message as one line that begins with the key."""
-    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
-    message = re.sub(r"<class '(\w+)'>", r"\1", message)
-    return " ".join(message.split())
+    """A message of argparse or jsonargparse as one line that begins with the key."""
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
+    return re.sub(r"^argument --([\w.]+): expected one argument$", r"\1: a value must follow it", message)
+
+
+def _explain(message: str, known: Mapping[str, Any]) -> str:
+    """The message about a value of a wrong type, in words; any other message as it is."""
+    found = re.match(r"([\w.]+): .*(?:Got|Given) value: (.*)$", message)
+    if found is None or found[1] not in known:
+        return message
+    key, value = found.groups()
+    return f"{key}: '{value}' is not possible; give {_in_words(known[key])}"
+
+
+def _in_words(type_: Any) -> str:
+    """What values a type of a configuration field has."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    origin, inside = typing.get_origin(type_), typing.get_args(type_)
+    if origin is typing.Literal:
+        return " or ".join([", ".join(map(str, inside[:-1])), str(inside[-1])] if inside[1:] else map(str, inside))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, inside))
+    if origin in (tuple, list):
+        examples = {int: ["1", "2"], float: ["0.5", "1.0"], str: ["one", "two"]}.get(inside[0], ["..."])
+        return f"a list such as [{', '.join(examples)}]"
+    return plain.get(type_, str(type_))
 
 
 def _plain(value: Any) -> Any:
