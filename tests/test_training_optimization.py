@@ -10,7 +10,6 @@ from torch import nn
 from vidpred.errors import UserError
 from vidpred.training.ema import Ema, largest_difference, parameter_norm
 from vidpred.training.optimization import LearningRate, Optimization
-from vidpred.training.preparation import use_channels_last
 from vidpred.training.settings import TrainingConfig
 from vidpred.training.verdicts import VerdictMail
 
@@ -143,7 +142,7 @@ def test_a_non_finite_step_leaves_parameters_moments_and_counts_untouched(bad, w
 def test_optimizer_state_moves_to_channels_last_kernels():
     """The fused kernel walks raw memory, so a restored moment must be laid out like its parameter."""
     networks = [small_network(), small_network()]
-    use_channels_last(networks[1])
+    networks[1].to(memory_format=torch.channels_last)
     assert networks[1][0].weight.stride() != networks[0][0].weight.stride()
     first = optimization_of(networks[0])
     backward(networks[0])

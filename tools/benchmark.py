@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from vidpred.errors import UserError, door  # noqa: E402
 from vidpred.networks import UNetConfig, build_network  # noqa: E402
-from vidpred.training.preparation import allow_tf32, use_channels_last  # noqa: E402
+from vidpred.training.preparation import allow_tf32  # noqa: E402
 
 UNET_30M = UNetConfig(
     channels=(224, 416),
@@ -94,7 +94,6 @@ def measure_speed(options: argparse.Namespace, device: torch.device) -> dict:
     shape = (options.batch_size, options.frames, options.channels, options.size, options.size)
     latents = torch.randn(shape, device=device)
     networks = {name: network.to(device) for name, network in build_networks(options.channels).items()}
-    use_channels_last(networks["vidpred"])
     subjects = {
         (name, precision): Subject(network, precision, device, latents, options.compile)
         for name, network in networks.items()

@@ -27,7 +27,7 @@ from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.random_streams import normal, uniform
 from vidpred.training.ema import Ema
 from vidpred.training.optimization import LearningRate, Optimization
-from vidpred.training.preparation import Autocast, use_channels_last
+from vidpred.training.preparation import Autocast
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 SCHEDULE_UNITS = 10_000  # the learning rate is a function of the part of the time that has passed
@@ -106,8 +106,6 @@ def train_and_score(
 ) -> dict:
     torch.manual_seed(scene.config.seed)
     network = build(scene.autoencoder.latent_channels).to(scene.device)
-    if residual:
-        use_channels_last(network)  # no faster for the peer, whose layers leave that memory format
     ema = Ema(network, scene.config.training.ema_decay)
     precision = _faster_precision(scene, network, residual)
     run = _train(scene, network, ema, residual, rate, 60 * minutes, precision)

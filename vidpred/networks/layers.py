@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
         self.norm_out = group_norm(out_channels)
         self.conv_out = zero_init(nn.Conv2d(out_channels, out_channels, kernel, padding=padding))
         same = in_channels == out_channels
-        self.skip = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        self.skip = nn.Identity() if same else nn.Linear(in_channels, out_channels)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (N, C, ., .), embedding broadcastable to it after the projection: (N, E) or, in time, (N, T, E)."""
@@ -73,7 +73,8 @@ class ResidualBlock(nn.Module):
         modulation = modulation.unflatten(0, (-1, 1)) if modulation.ndim == 2 else modulation
         scale, shift = rearrange(modulation, "n t c -> n c t 1").chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)
-        return self.skip(x) + self.conv_out(F.silu(h))
+        skip = self.skip(x.movedim(1, -1)).movedim(-1, 1)  # channels-last memory: no copy
+        return skip + self.conv_out(F.silu(h))
 
 
 def rotate_by_position(x: Tensor, positions: Tensor, max_period: float = 100.0) -> Tensor:

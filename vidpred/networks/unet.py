@@ -111,6 +111,7 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         )
         self.norm_out = group_norm(channels[0])
         self.head = zero_init(nn.Conv2d(channels[0], out_channels * patch_area, 3, padding=1))
+        self.to(memory_format=torch.channels_last)  # as the activations are: gradients come out in it too
 
     def forward(
         self, x: Tensor, noise_code: Tensor, given: Tensor, frame_times: Tensor, condition: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What stands between a bare network and the training step: memory layout, compilation, DDP, autocast.
+"""What stands between a bare network and the training step: compilation, DDP, autocast.
 
 The order is fixed: compile the bare network, then wrap it in DDP, then autocast around both. The bare network
 stays usable (its own weights, no prefix in its state), which is what validation, EMA and checkpoints use.
@@ -57,10 +57,6 @@ class TrainedNetwork(nn.Module):
     ):
         super().__init__()
         allow_tf32(config.tf32)
-        if config.channels_last == "always" or (
-            config.channels_last == "auto" and device.type == "cuda" and dtype is not None
-        ):
-            use_channels_last(network)
         called = torch.compile(network) if config.compile else network
         self._parallel = _wrap_in_ddp(called, device) if distributed.world_size() > 1 else None
         self._autocast = Autocast(called if self._parallel is None else self._parallel, device, dtype)
@@ -83,13 +79,6 @@ def _wrap_in_ddp(network: nn.Module, device: torch.device) -> DistributedDataPar
         gradient_as_bucket_view=True,
         static_graph=False,  # a static graph crashes together with no_sync()
     )
-
-
-def use_channels_last(network: nn.Module) -> None:
-    """Lays 2-D convolution kernels out channels-last. (`Module.to` refuses where there are 3-D ones too.)"""
-    for parameter in network.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -40,8 +40,6 @@ class TrainingConfig:
     """Let float32 matrix products and convolutions use TF32 on the GPU."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps afterwards."""
-    channels_last: Literal["auto", "always", "never"] = "auto"
-    """Memory layout of convolution kernels: auto is channels-last on a GPU with bf16."""
     ema_decay: float = 0.9999
     """Decay of the averaged weights that sampling uses; 0 makes them equal to the trained weights."""
     ema_warmup: bool = True
