@@ -13,11 +13,12 @@ import yaml
 
 from vidpred import distributed, random_streams
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
-from vidpred.checkpoint_store import Checkpoint, CheckpointStore, read_checkpoint
+from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
 from vidpred.conditioning import given_mask
-from vidpred.configuration import Config
+from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evaluation_batches, training_loader
 from vidpred.denoiser import Denoiser
+from vidpred.diagnosis import Subject, subject_from_checkpoint
 from vidpred.diffusion import NoiseSchedule, build_parameterization
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, evaluate
@@ -36,6 +37,8 @@ from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
 logger = logging.getLogger(__name__)
 
 CALIBRATION_CLIPS = 64
+# Of the default preset, as much as an untrained model needs to be looked at: rendering more would take longer.
+FEW_CLIPS = ["--data.num_clips=64", "--data.num_val_clips=16", "--data.num_test_clips=1"]
 
 # Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
 FIXED_SECTIONS = ("data", "autoencoder", "network", "conditioning", "diffusion", "seed")
@@ -73,8 +76,11 @@ def train(config: Config) -> RunOutcome:
 
 def build_task(config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> VideoPredictionTask:
     """Data, autoencoder, calibration and network of a run as one task."""
-    autoencoder = build_autoencoder(config.autoencoder).to(device)
+    fresh = checkpoint is None
+    beginning = read_checkpoint(config.init_from, with_state=False) if fresh and config.init_from else None
+    autoencoder = build_autoencoder(config.autoencoder)
     _require_fitting_grid(config, autoencoder)
+    autoencoder = autoencoder.to(device)
     report = folder / "data_report.json"
     splits = Splits(*(build_dataset(config.data, split, config.seed, report) for split in ("train", "val")))
     logger.info("data: %d training and %d validation items of %s", len(splits.train), len(splits.val), splits.train.name)
@@ -85,8 +91,8 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         calibration = LatentCalibration(autoencoder.latent_channels).to(device)
         calibration.load_state_dict(checkpoint.tensors["calibration"])
     predictor = build_predictor(config, autoencoder, calibration, device)
-    if checkpoint is None and config.init_from:
-        load_weights(predictor.denoiser.network, read_checkpoint(config.init_from, with_state=False))
+    if beginning is not None:
+        load_weights(predictor.denoiser.network, beginning)
 
     def open_loader(first_step: int) -> ClipLoader:
         return training_loader(
@@ -121,6 +127,27 @@ def build_predictor(
     return Predictor(
         Denoiser(network, parameterization, config.diffusion.residual), autoencoder, calibration, schedule,
         config.sampling, config.conditioning.context_frames, config.data.num_frames,
+    )
+
+
+def open_subject(checkpoint: Path | None, preset: Path, device: str = "auto") -> Subject:
+    """The model that a tool examines: `checkpoint`, else the newest run under runs/, else `preset` untrained.
+
+    `preset` is a configuration file of rendered shapes. Raises UserError.
+    """
+    path = checkpoint or newest_run("runs")
+    if path is not None:
+        return subject_from_checkpoint(path, device)
+    config = load_config(FEW_CLIPS, preset)
+    chosen = distributed.choose_device(device)
+    autoencoder = build_autoencoder(config.autoencoder).to(chosen)
+    calibration = calibrate(config, build_dataset(config.data, "train", config.seed), autoencoder, chosen)
+    predictor = build_predictor(config, autoencoder, calibration, chosen)
+    predictor.denoiser.eval().requires_grad_(False)
+    return Subject(
+        title=f"untrained model of {preset.name} (no run under {Path('runs').absolute()})",
+        predictor=predictor, weights=predictor.denoiser.network.state_dict(), averaged=None, ema_updates=None,
+        data=config.data, conditioning=config.conditioning, seed=config.seed, folder=Path.cwd(), name="untrained",
     )
 
 

@@ -2,12 +2,13 @@
 
 from vidpred.prediction.calibration import LatentCalibration, measure_calibration
 from vidpred.prediction.loading import load_predictor, predictor_from_checkpoint
-from vidpred.prediction.predictor import Predictor
+from vidpred.prediction.predictor import NotFiniteError, Predictor
 from vidpred.prediction.range_lines import ClipCount, clip_advice
 
 __all__ = [
     "ClipCount",
     "LatentCalibration",
+    "NotFiniteError",
     "Predictor",
     "clip_advice",
     "load_predictor",

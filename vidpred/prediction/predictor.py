@@ -21,6 +21,10 @@ Denoiser = Callable[..., Tensor]
 """(x (B, T, C, h, w), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
 
 
+class NotFiniteError(UserError):
+    """A prediction that is not finite: the model is broken, not what was asked of it."""
+
+
 class Predictor:
     """Predicts frames with a trained denoiser. `load_predictor` rebuilds one from a checkpoint.
 
@@ -138,7 +142,8 @@ class Predictor:
         Returns:
             the new frames only, uint8, with as many axes as `frames` and on its device.
         Raises:
-            UserError: wrong type or size, too few frames, or a prediction that is not finite.
+            UserError: wrong type or size, or too few frames.
+            NotFiniteError (a UserError): a prediction that is not finite.
         """
         self._check(frames, num_frames)
         batch = frames if frames.ndim == 5 else frames[None]
@@ -217,7 +222,7 @@ def _require_finite(name: str, values: Tensor) -> None:
     # Cast to uint8, NaN would become a black pixel: a broken model must not look like a dark video.
     bad = int((~values.isfinite()).sum())
     if bad:
-        raise UserError(
+        raise NotFiniteError(
             f"prediction: {bad} of {values.numel()} {name} are not finite; use an earlier checkpoint, "
             "full precision, or look at tools/diagnose_diffusion.py"
         )

@@ -1,0 +1,210 @@
+"""Findings: rules over measurements. Each names what is wrong, why it is believed, and what to change.
+
+The bounds are wide on purpose: a finding should mean that something is broken, not that a model could be better.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Iterable, Iterator, Literal, Sequence
+
+from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
+from vidpred.prediction.range_lines import MANY
+
+Severity = Literal["fatal", "serious"]
+
+LEARNED = 0.95  # of the error that needs no learning; below it a model has learned something
+EXPLODED = 10.0  # times the largest value of the data
+EXPLODED_FROM = 0.3  # alpha below which x0 = x / alpha + ... may be large in a sound model
+EPS_TOO_LARGE, EPS_TOO_SMALL = 1.5, 0.5  # times the bounds within which the eps norm lies
+UNIT_STD = (0.4, 2.5)
+CENTRED, SIGMAS = 0.25, 4.0
+OUTSIDE, OUTSIDE_FRACTION = 0.1, 0.05  # how far beyond [0, 1] decoded frames may go, and how many of them
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    severity: fatal, no prediction of this model means anything; serious, predictions are damaged. name: fixed,
+    for programs. evidence: what was measured. cause: the likely reason. change: what to do.
+    """
+
+    severity: Severity
+    name: str
+    evidence: str
+    cause: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.evidence}; {self.cause}; {self.change}"
+
+
+def ranked(findings: Iterable[Finding]) -> list[Finding]:
+    """Fatal ones first; causes before effects, which is the order in which they were found."""
+    return sorted(findings, key=lambda finding: finding.severity != "fatal")
+
+
+def verdict(findings: Sequence[Finding], healthy: str) -> str:
+    """The last line of a report: the first finding and its evidence, or `healthy`."""
+    if not findings:
+        return f"verdict: healthy: {healthy}"
+    more = f" (and {len(findings) - 1} more)" if len(findings) > 1 else ""
+    return f"verdict: {findings[0].name}: {findings[0].evidence}{more}"
+
+
+def weight_findings(figures: WeightFigures) -> Iterator[Finding]:
+    """NaN in the weights; an average that never followed them."""
+    if figures.not_finite:
+        yield Finding(
+            "fatal",
+            "weights_not_finite",
+            f"{len(figures.not_finite)} tensors hold NaN or infinity, the first is {figures.not_finite[0]}",
+            "an update with a gradient that was not finite",
+            "go back to an earlier checkpoint, lower the learning rate, clip gradients",
+        )
+    elif figures.stuck or (figures.ema_updates == 0 and figures.distance):
+        stuck = f"{len(figures.stuck)} averaged tensors are still zero where the weights are not"
+        yield Finding(
+            "fatal",
+            "ema_never_updated",
+            stuck if figures.stuck else f"0 updates, but its distance to the weights is {figures.distance:.3g}",
+            "the average was not updated, or not from the weights that were trained",
+            "call the EMA update after every optimizer step, on every rank",
+        )
+
+
+def calibration_findings(figures: LatentFigures) -> Iterator[Finding]:
+    """Latents that are not finite, or not of zero mean and unit deviation."""
+    if not math.isfinite(figures.low + figures.high):
+        yield Finding(
+            "fatal",
+            "latents_not_finite",
+            f"the latents of the clips are in {_range((figures.low, figures.high))}",
+            "the autoencoder or the calibration is broken",
+            "use full precision (autoencoder.half false) or other autoencoder weights",
+        )
+        return
+    change = "measure the calibration on training clips and keep it in the checkpoint"
+    if not figures.measured:
+        yield Finding(
+            "fatal",
+            "latents_not_calibrated",
+            f"the calibration is the identity; channel deviations are {_list(figures.std)}",
+            "the latent calibration was never measured, raw latents are diffused",
+            change,
+        )
+        return
+    off = [abs(m) > CENTRED + SIGMAS * u for m, u in zip(figures.mean, figures.uncertainty)]
+    wide = [not UNIT_STD[0] <= std <= UNIT_STD[1] for std in figures.std]
+    if any(off) or any(wide):
+        yield Finding(
+            "fatal",
+            "latents_not_calibrated",
+            f"calibrated latents have channel means {_list(figures.mean)}, deviations {_list(figures.std)}",
+            "the calibration is of another autoencoder, or of other data",
+            change,
+        )
+
+
+def learning_findings(rows: Sequence[LevelRow]) -> Iterator[Finding]:
+    """A denoiser that does no better than rules without learning."""
+    ratio = learning_ratio(rows)
+    if math.isfinite(ratio) and ratio >= LEARNED:
+        yield Finding(
+            "fatal",
+            "nothing_learned",
+            f"the one-step error is {ratio:.2f} of what needs no learning",
+            "the model is untrained, or its weights, levels or latents do not belong together",
+            "train longer (--overfit_one_batch must bring the loss near 0), check that the weights were loaded",
+        )
+
+
+def learning_ratio(rows: Sequence[LevelRow]) -> float:
+    """Geometric mean over levels of the one-step error over the error that needs no learning; 0 is perfect."""
+    ratios = [row.error / max(row.unlearned, 1e-6) for row in rows]
+    if not all(map(math.isfinite, ratios)):
+        return math.nan
+    return math.exp(sum(math.log(max(ratio, 1e-12)) for ratio in ratios) / len(ratios))
+
+
+def sampling_findings(rows: Sequence[StepRow], latents: LatentFigures) -> Iterator[Finding]:
+    """Values that are not finite, explode, are clipped a lot, or carry the wrong amount of noise."""
+    broken = next((row for row in rows if not row.finite), None)
+    if broken is not None:
+        yield Finding(
+            "fatal",
+            "sampling_not_finite",
+            f"x0 is in {_range(broken.x0)} at step {broken.step} (sigma {broken.sigma:.3f})",
+            "weights or activations that are not finite",
+            "use an earlier checkpoint or full precision",
+        )
+        return
+    largest = max(abs(latents.low), abs(latents.high))
+    exploded = [row for row in rows if row.alpha > EXPLODED_FROM and _size(row.x0) > EXPLODED * largest]
+    if exploded:
+        worst = max(exploded, key=lambda row: _size(row.x0))
+        yield Finding(
+            "fatal",
+            "x0_explodes",
+            f"x0 before clipping is in {_range(worst.x0)} at step {worst.step}, the data in "
+            f"{_range((latents.low, latents.high))}",
+            "weights that diverged, or a network that was trained with another parameterization or schedule",
+            "use an earlier checkpoint, lower the learning rate, clip gradients",
+        )
+    rate = clip_rate(rows)
+    if rate > MANY:
+        yield Finding(
+            "serious",
+            "clip_rate_high",
+            f"{100 * rate:.1f} % of the values of x0 are clipped",
+            "x0 estimates lie outside of the range of the data",
+            "lower the learning rate, clip gradients, check the normalisation",
+        )
+    yield from _eps_findings(rows)
+
+
+def clip_rate(rows: Sequence[StepRow]) -> float:
+    """Mean over the steps."""
+    return sum(row.clip_rate for row in rows) / max(len(rows), 1)
+
+
+def _eps_findings(rows: Sequence[StepRow]) -> Iterator[Finding]:
+    """E|eps|^2 is 1. Of its best estimate E[eps | x] it is less, since estimating averages (Jensen), but no less
+    than sigma^2 for latents of unit deviation: even the best constant filter of x finds that much of it.
+    """
+    off = [row for row in rows if not EPS_TOO_SMALL * row.sigma <= row.eps_norm <= EPS_TOO_LARGE]
+    if off:
+        worst = max(off, key=lambda row: abs(row.eps_norm - 1))
+        yield Finding(
+            "serious",
+            "eps_norm_off",
+            f"the eps norm is {worst.eps_norm:.2f} of its expectation at step {worst.step} "
+            f"(sigma {worst.sigma:.3f})",
+            "the state holds more or less noise than its level says",
+            "check that training and sampling use one schedule and parameterization, and the clip bound",
+        )
+
+
+def frame_findings(outside: float, low: float, high: float) -> Iterator[Finding]:
+    """`outside`: fraction of the decoded values that are further than 0.1 from [0, 1]; low, high: their range."""
+    if outside > OUTSIDE_FRACTION:
+        yield Finding(
+            "serious",
+            "frames_out_of_range",
+            f"{100 * outside:.1f} % of the decoded values lie beyond [{-OUTSIDE}, {1 + OUTSIDE}], range "
+            f"{_range((low, high))}",
+            "latents that the autoencoder never made",
+            "bound x0 (sampling.clip.kind auto or static), run tools/diagnose_diffusion.py",
+        )
+
+
+def _size(bounds: tuple[float, float]) -> float:
+    return max(map(abs, bounds))
+
+
+def _range(bounds: tuple[float, float]) -> str:
+    return f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
+def _list(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values)

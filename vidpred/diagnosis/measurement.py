@@ -1,0 +1,118 @@
+"""The measurements of an examination; see `records` for what each figure means."""
+
+import math
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from vidpred import random_streams
+from vidpred.data import ClipBatch
+from vidpred.denoiser import reference_frames
+from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
+from vidpred.diffusion import NoiseLevel, StepReport, add_noise
+from vidpred.prediction import LatentCalibration, Predictor
+
+PURPOSE = "diagnosis"
+LEVELS = 10
+
+
+class Trace:
+    """A sampler callback that keeps the figures of every step, on the device until `rows` asks for them."""
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+
+    def __call__(self, report: StepReport) -> None:
+        # Frames that do not move are clean: the smallest alpha and the largest sigma are the moving ones'.
+        figures = [report.level.alpha.amin(), report.level.sigma.amax()]
+        figures += [*report.value_range(report.x), *report.value_range(report.x0_raw)]
+        self._steps.append(torch.stack([*figures, report.clip_rate, report.eps_norm]).double())
+
+    def rows(self) -> list[StepRow]:
+        table = torch.stack(self._steps).tolist() if self._steps else []
+        return [
+            StepRow(step, alpha, sigma, (x_low, x_high), (x0_low, x0_high), clip_rate, eps_norm)
+            for step, (alpha, sigma, x_low, x_high, x0_low, x0_high, clip_rate, eps_norm) in enumerate(table)
+        ]
+
+
+def sampling_steps(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> list[StepRow]:
+    """Samples the unknown frames of `latents` (B, T, C, h, w) once, with the model's own settings."""
+    trace = Trace()
+    predictor.sample_latents(
+        latents, clips.given, clips.frame_times, clips.draws, seed, callback=trace, purpose=PURPOSE
+    )
+    return trace.rows()
+
+
+@torch.no_grad()
+def one_step_errors(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> list[LevelRow]:
+    """The error of one call of the denoiser at levels from pure noise to almost none, which sampling visits too."""
+    clips = clips.to(latents.device)
+    unknown = ~clips.given
+    copied = reference_frames(latents, clips.given, clips.frame_times)
+    zero, copy_last = _rms(latents[unknown]), _rms((latents - copied)[unknown])
+    rows = []
+    for t in predictor.schedule.timesteps(min(LEVELS, predictor.schedule.num_train_timesteps)):
+        at_t = predictor.schedule.level(torch.full_like(clips.given, t, dtype=torch.int64))
+        level = NoiseLevel.where(clips.given, NoiseLevel.clean((1, 1), latents.device), at_t)
+        shape = tuple(latents.shape[1:])
+        noise = random_streams.normal(seed, f"{PURPOSE}/level {t}", clips.draws, shape, latents.device)
+        estimate = predictor.denoiser(
+            add_noise(latents, noise, level), level, clips.given, clips.frame_times
+        )
+        error = _rms((estimate - latents)[unknown])
+        alpha, sigma = (float(value[unknown][0]) for value in (level.alpha, level.sigma))
+        rows.append(LevelRow(t, alpha, sigma, error, zero, copy_last))
+    return rows
+
+
+def latent_figures(calibration: LatentCalibration, latents: Tensor) -> LatentFigures:
+    """Of calibrated latents (B, T, C, h, w)."""
+    values = latents.double().transpose(1, 2).flatten(2)  # (B, C, T*h*w)
+    of_clips = values.mean(2)  # (B, C)
+    clips = len(of_clips)
+    spread = of_clips.std(0) / math.sqrt(clips) if clips > 1 else torch.full_like(of_clips[0], math.inf)
+    never = LatentCalibration(latents.shape[2]).state_dict()
+    held = calibration.state_dict()
+    return LatentFigures(
+        mean=tuple(of_clips.mean(0).tolist()),
+        std=tuple(values.transpose(0, 1).flatten(1).std(1, correction=0).tolist()),
+        uncertainty=tuple(spread.tolist()),
+        low=float(latents.min()),
+        high=float(latents.max()),
+        measured=not all(torch.equal(held[name].cpu(), never[name]) for name in never),
+    )
+
+
+def weight_figures(
+    weights: dict[str, Tensor], averaged: Optional[dict[str, Tensor]], ema_updates: Optional[int] = None
+) -> WeightFigures:
+    """Of weights by name, and of their moving average under the same names."""
+    not_finite = [name for name, values in weights.items() if not values.isfinite().all()]
+    ema_norm, distance, stuck = None, None, []
+    if averaged is not None:
+        not_finite += [f"EMA {name}" for name, values in averaged.items() if not values.isfinite().all()]
+        stuck = [name for name in weights if weights[name].any() and not averaged[name].any()]
+        ema_norm = _norm(averaged)
+        differences = {name: averaged[name].double() - weights[name].double() for name in weights}
+        distance = _norm(differences) / max(_norm(weights), 1e-30)
+    return WeightFigures(
+        count=sum(values.numel() for values in weights.values()),
+        raw_norm=_norm(weights),
+        ema_norm=ema_norm,
+        distance=distance,
+        not_finite=tuple(not_finite),
+        stuck=tuple(stuck),
+        ema_updates=ema_updates,
+    )
+
+
+def _norm(tensors: dict[str, Tensor]) -> float:
+    squares = [float(values.double().square().sum()) for values in tensors.values()]
+    return math.sqrt(sum(squares))
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.double().square().mean().sqrt())

@@ -1,0 +1,125 @@
+"""What is examined: a model with its weights, raw and averaged, and the clips to examine it on."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from torch import Tensor
+
+from vidpred.checkpoint_store import read_checkpoint
+from vidpred.conditioning import ConditioningConfig, given_mask
+from vidpred.data import (
+    DATASETS,
+    ClipBatch,
+    ClipConfig,
+    ClipDataset,
+    ClipError,
+    build_dataset,
+    evaluation_batches,
+)
+from vidpred.data.probing import probe_video
+from vidpred.data.sources import Source, window_starts
+from vidpred.data.video_folder import VideoFolder
+from vidpred.errors import UserError
+from vidpred.prediction import Predictor, predictor_from_checkpoint
+from vidpred.registry import from_mapping
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under examination.
+
+    Attributes:
+        title: what it is, for people.
+        predictor: with the averaged weights where there are any.
+        weights: the trained weights by name.
+        averaged: their moving average (EMA), None for a model that was never trained.
+        ema_updates: how often the average was updated, None where that is not known.
+        data, conditioning, seed: of the run; they say which clips the model is meant for.
+        folder: where results about the model belong. name: of files about it.
+    """
+
+    title: str
+    predictor: Predictor
+    weights: dict[str, Tensor]
+    averaged: Optional[dict[str, Tensor]]
+    ema_updates: Optional[int]
+    data: Any
+    conditioning: ConditioningConfig
+    seed: int
+    folder: Path
+    name: str
+
+
+def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Subject:
+    """The model of a checkpoint directory, or of the latest checkpoint of a run folder. Raises UserError."""
+    checkpoint = read_checkpoint(path)
+    predictor = predictor_from_checkpoint(checkpoint, device)
+    if "model" not in checkpoint.tensors:
+        raise UserError(f"checkpoint {checkpoint.path}: holds no model.safetensors; use another checkpoint")
+    config = checkpoint.config
+    inside_run = checkpoint.path.absolute().parent.name == "checkpoints"
+    return Subject(
+        title=f"{checkpoint.path} (step {checkpoint.step})",
+        predictor=predictor,
+        weights=checkpoint.tensors["model"],
+        averaged=checkpoint.tensors["ema"],
+        ema_updates=checkpoint.state.get("ema_updates"),
+        data=DATASETS.from_mapping(config["data"]),
+        conditioning=from_mapping(ConditioningConfig, config["conditioning"], "conditioning"),
+        seed=config.get("seed", 0),
+        folder=checkpoint.path.absolute().parents[1 if inside_run else 0],
+        name=f"step_{checkpoint.step:08d}",
+    )
+
+
+def validation_clips(subject: Subject, count: int) -> ClipBatch:
+    """`count` clips, or all if there are fewer, evenly spaced over the validation split of the model's data."""
+    dataset = build_dataset(subject.data, "val", subject.seed)
+    count = min(count, len(dataset))
+    return _read(subject, dataset, [i * len(dataset) // count for i in range(count)])
+
+
+def video_clip(subject: Subject, video: Path) -> tuple[ClipBatch, float]:
+    """The first clip of a video file, cut as the model's training clips are, and its frames per second.
+
+    A video too short for a training clip gives the context frames alone. Raises UserError.
+    """
+    path = video.absolute()
+    try:
+        source = probe_video(path, path.name, quick=True, with_changes=False, alive=lambda: None)
+        config = _clip_config(source, subject)
+    except ClipError as error:
+        raise UserError(f"--video {video}: {error}; choose another video") from error
+    dataset = VideoFolder(str(path.parent), [source], config, path.parent)
+    return _read(subject, dataset, [0]), config.fps or source.fps / config.frame_stride
+
+
+def _clip_config(source: Source, subject: Subject) -> ClipConfig:
+    """Size, crop and rate of the model's data, whatever their kind; as many frames as the source allows."""
+    common = [field.name for field in dataclasses.fields(ClipConfig) if hasattr(subject.data, field.name)]
+    values = {name: getattr(subject.data, name) for name in common}
+    values |= {"kind": "video", "min_motion": None, "max_cut": None}  # the user chose this video
+    whole, context = (
+        ClipConfig(**values | {"num_frames": frames})
+        for frames in (subject.predictor.num_frames, subject.predictor.context_frames)
+    )
+    try:
+        window_starts(source, whole)
+        return whole
+    except ClipError:
+        window_starts(source, context)
+        return context
+
+
+def _read(subject: Subject, dataset: ClipDataset, indices: list[int]) -> ClipBatch:
+    """Decoded in a process of its own: a decoder that hangs or dies becomes a UserError."""
+    batches = evaluation_batches(
+        dataset,
+        indices,
+        len(indices),
+        given_mask(subject.conditioning),
+        timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
+    )
+    return [batch for batch, _ in batches][0]
