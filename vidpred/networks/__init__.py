@@ -39,18 +39,23 @@ class UNetConfig:
     """Recompute blocks in the backward pass: about a third slower, far less memory."""
 
     def __post_init__(self):
-        levels = range(len(self.channels))
-        for key in ("spatial_attention_levels", "temporal_attention_levels", "joint_attention_levels"):
-            for level in getattr(self, key):
-                if level not in levels:
-                    raise UserError(f"network.{key}: level {level} does not exist; use 0 to {len(levels) - 1}")
-                if self.channels[level] % self.head_dim:
-                    raise UserError(
-                        f"network.head_dim: {self.head_dim} does not divide the {self.channels[level]} channels "
-                        f"of level {level}; change network.channels or network.head_dim"
-                    )
         if min(self.blocks_per_level, self.patch_size, len(self.channels), *self.channels) < 1:
             raise UserError("network.channels, network.blocks_per_level and network.patch_size must be positive")
+        if self.head_dim < 6 or self.head_dim % 2:  # row, column and time each turn a pair of channels
+            raise UserError(f"network.head_dim: {self.head_dim} is not possible; give an even number from 6 on")
+        for key in ("spatial_attention_levels", "temporal_attention_levels", "joint_attention_levels"):
+            for level in getattr(self, key):
+                self._check_attention(key, level)
+
+    def _check_attention(self, key: str, level: int) -> None:
+        levels = range(len(self.channels))
+        if level not in levels:
+            raise UserError(f"network.{key}: level {level} does not exist; use 0 to {len(levels) - 1}")
+        if self.channels[level] % self.head_dim:
+            raise UserError(
+                f"network.head_dim: {self.head_dim} does not divide the {self.channels[level]} channels "
+                f"of level {level}; change network.channels or network.head_dim"
+            )
 
 
 @NETWORKS.register("unet", UNetConfig)

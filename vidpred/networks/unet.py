@@ -75,6 +75,7 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
+        channels = tuple(channels)  # a saved configuration holds a list
         embedding = 4 * channels[0]
         deepest = len(channels) - 1
         self.down_factor = patch_size * 2**deepest
