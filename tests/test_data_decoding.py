@@ -219,13 +219,13 @@ def test_changes_of_thumbnails(tmp_path):
 
 def test_anchors_that_do_not_hold_are_not_used(tmp_path, long_video):
     survey = probing._survey_frames(long_video, False, lambda: None)
-    anchors = probing._spaced(survey.keys)
-    assert [index for index, _ in anchors] == [60]
+    anchors = probing._spaced([key for key in survey.keys if key[0] >= 40])[:1]
+    assert anchors
     assert probing._anchors_hold(long_video, survey, anchors, lambda: None)
     (index, stamp), ticks = anchors[0], survey.stamps[1] - survey.stamps[0]
     for wrong in ((index, stamp + ticks), (index - 1, stamp)):  # No key frame there; another frame's index.
         assert not probing._anchors_hold(long_video, survey, (wrong,), lambda: None)
-    survey.checksums[119] += 1
+    survey.checksums[119] += 1  # The last frame before the next anchor, or the end.
     assert not probing._anchors_hold(long_video, survey, anchors, lambda: None)
 
 

@@ -19,7 +19,7 @@ class ClipError(Exception):
 
 @dataclass
 class Clip:
-    frames: Tensor  # (T, C, H, W) uint8
+    frames: Tensor  # (T, C, H, W) uint8, of any strides
     frame_times: Tensor  # (T,) float32
     name: str
 
@@ -55,6 +55,14 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getstate__(self) -> tuple:
+        # From a worker, every tensor travels as a file descriptor of its own; that pays for the pixels alone.
+        return self.frames, self.given.numpy(), self.frame_times.numpy(), self.draws.numpy(), self.names
+
+    def __setstate__(self, state: tuple) -> None:
+        self.frames, *small, self.names = state
+        self.given, self.frame_times, self.draws = map(torch.from_numpy, small)
+
 
 class ClipDataset(abc.ABC):
     """The items of one split. One's own kind of data implements these four and registers its builder."""
@@ -83,8 +91,11 @@ def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch
     shapes = {tuple(clip.frames.shape) for clip in clips}
     if len(shapes) > 1:
         raise ValueError(f"clips of one batch differ in shape: {sorted(shapes)} ({clips[0].name}, ...)")
+    frames = torch.empty((len(clips), *clips[0].frames.shape), dtype=torch.uint8)
+    for row, clip in zip(frames, clips):
+        row.copy_(clip.frames)  # The one copy of the pixels; a clip may be a view of what the decoder returned.
     return ClipBatch(
-        frames=torch.stack([clip.frames for clip in clips]),
+        frames=frames,
         given=torch.from_numpy(np.ascontiguousarray(given, dtype=bool)),
         frame_times=torch.stack([clip.frame_times for clip in clips]),
         draws=torch.tensor(draws, dtype=torch.int64),

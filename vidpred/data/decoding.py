@@ -119,14 +119,15 @@ def decord_errors() -> Iterator[None]:
 
 def read_decord(path: Path, indices: np.ndarray) -> np.ndarray:
     """Frames (T, H, W, 3) at `indices`, in one sorted request."""
-    wanted, places = np.unique(np.asarray(indices), return_inverse=True)
+    asked = np.asarray(indices).tolist()
+    wanted = sorted(set(asked))
     reader = open_decord(path)
     with decord_errors():
-        frames = reader.get_batch(wanted.tolist()).asnumpy()
+        frames = reader.get_batch(wanted).asnumpy()
     del reader
     if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) != len(wanted):
         raise ClipError(f"decord returned frames of shape {frames.shape}")
-    return frames if np.array_equal(places, np.arange(len(wanted))) else frames[places]
+    return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
 
 
 def read_pyav(path: Path, indices: np.ndarray, source: Source) -> np.ndarray:

@@ -36,7 +36,7 @@ def transform(
     flip: bool,
     generator: Optional[np.random.Generator],
 ) -> Tensor:
-    """(T, h, w, C) uint8 of any size -> (T, C, height, width) uint8, contiguous.
+    """(T, h, w, C) uint8 of any size -> (T, C, height, width) uint8, possibly a view with other strides.
 
     Resizing is bilinear with antialiasing. No generator: centre crop, no flip.
     """
@@ -49,4 +49,4 @@ def transform(
         cut = F.interpolate(cut, size=(height, width), mode="bilinear", antialias=True)
     if mirrored:
         cut = cut.flip(-1)
-    return cut.contiguous()
+    return cut
