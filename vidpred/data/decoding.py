@@ -10,10 +10,12 @@ Both readers convert to RGB at the size of the file, so the pixels do not depend
 import bisect
 import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import numpy as np
+from torch.utils.dlpack import from_dlpack
 
 from vidpred.data.clips import ClipError
 from vidpred.data.sources import Source
@@ -24,14 +26,20 @@ def check_file(path: Path, root: Optional[Path] = None) -> Path:
 
     Absolute, so that no name is taken for a protocol (`concat:`, `http:`) or an option. Raises ClipError.
     """
-    absolute = Path(os.path.abspath(path))
-    if root is not None and not absolute.is_relative_to(os.path.abspath(root)):
+    absolute = os.path.abspath(path)
+    if root is not None and not Path(absolute).is_relative_to(os.path.abspath(root)):
         raise ClipError(f"lies outside the data root {root}")
-    if not absolute.is_file():
-        raise ClipError("is not a regular file" if absolute.exists() else "does not exist")
-    if absolute.stat().st_size == 0:
+    try:
+        status = os.stat(absolute)
+    except FileNotFoundError as error:
+        raise ClipError("does not exist") from error
+    except OSError as error:
+        raise ClipError(f"cannot be reached: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ClipError("is not a regular file")
+    if status.st_size == 0:
         raise ClipError("is empty (0 bytes)")
-    return absolute
+    return Path(absolute)
 
 
 @contextlib.contextmanager
@@ -123,7 +131,8 @@ def read_decord(path: Path, indices: np.ndarray) -> np.ndarray:
     wanted = sorted(set(asked))
     reader = open_decord(path)
     with decord_errors():
-        frames = reader.get_batch(wanted).asnumpy()
+        # Without a copy, and without decord's bridge to torch, which is a setting of the thread.
+        frames = from_dlpack(reader.get_batch(wanted).to_dlpack()).numpy()
     del reader
     if frames.ndim != 4 or frames.shape[-1] != 3 or len(frames) != len(wanted):
         raise ClipError(f"decord returned frames of shape {frames.shape}")

@@ -1,15 +1,14 @@
 """Decoding in worker processes that may hang or die: who was at which item, and how it is stopped.
 
-A decoder that hangs cannot be interrupted from Python, so each worker arms a watchdog that ends the process, and
-notes in shared memory which item it is at; from that note the parent knows what killed a worker.
+A decoder that hangs cannot be interrupted from Python: no signal handler runs meanwhile. So each worker sets the
+kernel's alarm, whose default action ends the process, and notes in shared memory which item it is at; from that note
+the parent knows what killed a worker.
 """
 
 import atexit
-import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import weakref
@@ -21,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 IDLE = -1
-GRACE = 15.0  # Seconds beyond the timeout after which a process that its watchdog could not end is given up.
+GRACE = 15.0  # Seconds beyond the timeout after which a process that the alarm could not end is given up.
 POLL = 2.0  # Seconds between looks at the workers while a batch is waited for.
 
 
@@ -29,7 +28,8 @@ class Logbook:
     """Shared memory, one row per worker: process id, item at work (-1: none), since when."""
 
     def __init__(self, workers: int):
-        self._rows = torch.zeros(max(1, workers), 3, dtype=torch.float64).share_memory_()
+        self._shared = torch.zeros(max(1, workers), 3, dtype=torch.float64).share_memory_()
+        self._rows = self._shared.numpy()
         self._rows[:, 1] = IDLE
 
     def enlist(self, worker: int) -> None:
@@ -44,12 +44,11 @@ class Logbook:
             return
         self._rows[info.id, 2] = time.time()
         self._rows[info.id, 1] = item
-        # The real stderr: a test runner may have put something without a file in its place.
-        faulthandler.dump_traceback_later(timeout, exit=True, file=sys.__stderr__)
+        signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
             yield
         finally:
-            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
             self._rows[info.id, 1] = IDLE
 
     def item_of(self, process_id: int) -> tuple[int, float]:
@@ -62,7 +61,7 @@ class Logbook:
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that is gone, or that hangs beyond its watchdog; `item` is -1 where it was not decoding."""
+    """A worker that is gone, or that hangs beyond its alarm; `item` is -1 where it was not decoding."""
 
     item: int
     reason: str
@@ -80,6 +79,7 @@ def _start_worker(logbook: Logbook, worker: int) -> None:
     # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     logbook.enlist(worker)
 
 
@@ -143,13 +143,13 @@ class WorkerCrew:
             item, seconds = self._logbook.item_of(process.pid)
             if not process.is_alive():
                 code = process.exitcode
-                if item != IDLE and code == 1 and seconds >= self._timeout:  # The watchdog's exit code.
+                if code == -signal.SIGALRM:
                     reason = f"the decoder hung: no clip in {self._timeout:g} s"
                 else:
                     reason = f"the decoding process died (exit code {code}{_hint(code)})"
                 found.append(Death(item, reason, killed=code == -signal.SIGKILL))
             elif item != IDLE and seconds > self._timeout + GRACE:
-                reason = f"the decoder hung beyond its watchdog: no clip in {seconds:.0f} s"
+                reason = f"the decoder hung beyond its alarm: no clip in {seconds:.0f} s"
                 found.append(Death(item, reason, killed=False))
         return found
 
