@@ -53,7 +53,9 @@ def write_audio(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
         for start in range(0, 16000, 1024):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+            )
             frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -61,7 +63,8 @@ def write_audio(path: Path) -> Path:
 
 
 def cut_by_edit_list(path: Path, source: Path, seconds: float) -> Path:
-    """Copies the stream from the key frame before `seconds`, and hides what is before it, as `ffmpeg -ss -c copy`."""
+    """Copies the stream from the key frame before `seconds`, and hides what is before it, as `ffmpeg -ss -c
+    copy`."""
     with av.open(str(source)) as original, av.open(str(path), "w") as container:
         video = original.streams.video[0]
         stream = container.add_stream_from_template(video)

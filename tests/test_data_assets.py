@@ -67,7 +67,9 @@ def check_against_reference(path: Path, source) -> None:
 def scan_assets(folder: str, names: list[str], tmp_path: Path, monkeypatch, scan_mode: str):
     monkeypatch.setenv("VIDPRED_CACHE", str(tmp_path))
     root = Path(ASSETS) / folder
-    result = scan(root, names, partial(probe_one, root, scan_mode == "quick", False), scan_mode, 2, timeout=30)
+    result = scan(
+        root, names, partial(probe_one, root, scan_mode == "quick", False), scan_mode, 2, timeout=30
+    )
     assert set(result.sources) | set(result.problems) == set(names)
     return root, result
 
@@ -90,8 +92,17 @@ def check_folder(folder: str, names: list[str], tmp_path: Path, monkeypatch, sca
         check_against_reference(root / name, source)
 
 
-QUICK_ODD = [*(NOT_DECORD | set(UNUSABLE)), "decord_rot90.mov", "decord_rot180.mov", "torchcodec_av1_video.mkv"]
-QUICK_VIDEOS = ["TrumanShow_wave_f_nm_np1_fr_med_26.avi", "openstl_examples/val_example1.avi", "nasa_13013.mp4"]
+QUICK_ODD = [
+    *(NOT_DECORD | set(UNUSABLE)),
+    "decord_rot90.mov",
+    "decord_rot180.mov",
+    "torchcodec_av1_video.mkv",
+]
+QUICK_VIDEOS = [
+    "TrumanShow_wave_f_nm_np1_fr_med_26.avi",
+    "openstl_examples/val_example1.avi",
+    "nasa_13013.mp4",
+]
 
 
 def test_some_odd_files(tmp_path, monkeypatch):

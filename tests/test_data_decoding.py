@@ -1,4 +1,5 @@
-"""Probing and reading videos: which reader is chosen, which files are refused, frames by index in any order."""
+"""Probing and reading videos: which reader is chosen, which files are refused, frames by index in any
+order."""
 
 import dataclasses
 import os
@@ -77,7 +78,9 @@ def test_a_cut_with_an_edit_list_goes_to_pyav(tmp_path, long_video, quick):
 def test_pyav_seeks_to_anchors_and_finds_the_same_frames(tmp_path, long_video):
     path = cut_by_edit_list(tmp_path / "cut.mp4", long_video, seconds=2.7)
     source = probe(path)
-    assert source.anchors and all(later[0] - earlier[0] >= 12 for earlier, later in zip(source.anchors, source.anchors[1:]))
+    assert source.anchors and all(
+        later[0] - earlier[0] >= 12 for earlier, later in zip(source.anchors, source.anchors[1:])
+    )
     with decoding.open_video(path) as (container, stream):
         index, frame = next(decoding.decode_from(container, stream, source.anchors[-1]))
     assert frame_numbers(frame.to_ndarray(format="rgb24")[None]) == [sequential_numbers(path)[index]]
@@ -214,7 +217,9 @@ def test_changes_of_thumbnails(tmp_path):
     frames[6:] = 200
     source = probe(write_video(tmp_path / "cut.mp4", frames), changes=True)
     assert len(source.changes) == 11
-    assert source.changes[5] == pytest.approx(140, abs=25) and max(source.changes[:5] + source.changes[6:]) < 2
+    assert (
+        source.changes[5] == pytest.approx(140, abs=25) and max(source.changes[:5] + source.changes[6:]) < 2
+    )
 
 
 def test_anchors_that_do_not_hold_are_not_used(tmp_path, long_video):

@@ -10,7 +10,14 @@ import torch
 from data_fixtures import frame_numbers, numbered_frames, write_video
 from PIL import Image
 
-from vidpred.data import ArraysConfig, FrameFolderConfig, ShapesConfig, VideoFolderConfig, build_dataset, shapes
+from vidpred.data import (
+    ArraysConfig,
+    FrameFolderConfig,
+    ShapesConfig,
+    VideoFolderConfig,
+    build_dataset,
+    shapes,
+)
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 
@@ -24,7 +31,9 @@ def cache(tmp_path, monkeypatch):
 
 
 def small_shapes(**changes):
-    options = dict(num_clips=6, num_val_clips=2, num_test_clips=1, num_workers=1, num_frames=8, clip_frames=10)
+    options = dict(
+        num_clips=6, num_val_clips=2, num_test_clips=1, num_workers=1, num_frames=8, clip_frames=10
+    )
     return ShapesConfig(**{**options, **changes})
 
 
@@ -89,7 +98,12 @@ def test_other_shapes_go_to_another_folder_and_differ_by_seed_split_and_index():
     assert shapes.shapes_folder(small_shapes()) == shapes.shapes_folder(small_shapes(num_frames=4, flip=True))
     for changes in ({"render_seed": 1}, {"height": 32}, {"speed": (2.0, 4.0)}, {"num_clips": 7}):
         assert shapes.shapes_folder(small_shapes()) != shapes.shapes_folder(small_shapes(**changes))
-    pictures = [shapes.render(small_shapes(render_seed=s), split, i) for s in (0, 1) for split in ("train", "val") for i in (0, 1)]
+    pictures = [
+        shapes.render(small_shapes(render_seed=s), split, i)
+        for s in (0, 1)
+        for split in ("train", "val")
+        for i in (0, 1)
+    ]
     assert len({picture.tobytes() for picture in pictures}) == 8
     assert np.array_equal(pictures[0], shapes.render(small_shapes(), "train", 0))
 
@@ -126,7 +140,9 @@ def test_selection_works_from_the_files(tmp_path):
     frames = np.concatenate([numbered_frames(20), np.full((20, 48, 64, 3), 128, dtype=np.uint8)])
     write_video(tmp_path / "videos" / "half.mp4", frames)
     write_video(tmp_path / "videos" / "still.mp4", frames[25:])
-    options = dict(root=str(tmp_path / "videos"), num_frames=5, height=48, width=64, min_motion=1.0, max_cut=60.0)
+    options = dict(
+        root=str(tmp_path / "videos"), num_frames=5, height=48, width=64, min_motion=1.0, max_cut=60.0
+    )
     dataset = build_dataset(VideoFolderConfig(**options, **NO_SPLIT), "train", 0, tmp_path / "report.json")
     assert [dataset.item_name(i) for i in range(len(dataset))] == ["half.mp4"]
     starts = {numbers(dataset.clip(0, host_generator(0, "clip", draw)))[0] for draw in range(40)}
@@ -141,12 +157,16 @@ def write_pictures(folder, frames, name="frame_{}.png", order=None):
 
 
 def frame_config(root, **changes):
-    return FrameFolderConfig(**{**dict(root=str(root), num_frames=4, height=48, width=64), **NO_SPLIT, **changes})
+    return FrameFolderConfig(
+        **{**dict(root=str(root), num_frames=4, height=48, width=64), **NO_SPLIT, **changes}
+    )
 
 
 @pytest.mark.parametrize("scan", ["full", "quick"])
 def test_folders_of_numbered_frames(tmp_path, scan):
-    write_pictures(tmp_path / "root" / "a" / "one", numbered_frames(12))  # Not in alphabetical order: 10 before 2.
+    write_pictures(
+        tmp_path / "root" / "a" / "one", numbered_frames(12)
+    )  # Not in alphabetical order: 10 before 2.
     write_pictures(tmp_path / "root" / "two", numbered_frames(6), "x_{}_.bmp", [5, 10, 15, 20, 100, 200])
     dataset = build_dataset(frame_config(tmp_path / "root", scan=scan), "train", 0)
     assert [dataset.item_name(i) for i in range(2)] == ["a/one", "two"]
@@ -170,7 +190,10 @@ def test_folders_of_frames_that_cannot_be_used(tmp_path):
     dataset = build_dataset(frame_config(root, max_bad_fraction=1.0), "train", 0)
     assert [dataset.item_name(i) for i in range(len(dataset))] == ["good"]
     problems = dataset.report.unusable
-    assert "frame_9.png is 10x10, others 64x48" in problems["sizes"] and "'cover.png' has no number" in problems["names"]
+    assert (
+        "frame_9.png is 10x10, others 64x48" in problems["sizes"]
+        and "'cover.png' has no number" in problems["names"]
+    )
     assert "same number" in problems["twice"] and "frame_2.png cannot be read" in problems["damaged"]
 
 

@@ -92,7 +92,9 @@ def test_one_process_of_eight_sees_what_two_of_four_see(monkeypatch):
         parts += content(make_loader(dataset, global_batch=8, accumulation=2, num_workers=2), 12)
     assert sorted(parts) == whole
     assert [draw for draw, *_ in whole] == list(range(48))
-    assert len({tuple(given) for *_, given, _ in whole}) > 1 and all(name != "item 5" for _, name, *_ in whole)
+    assert len({tuple(given) for *_, given, _ in whole}) > 1 and all(
+        name != "item 5" for _, name, *_ in whole
+    )
 
 
 def test_starting_later_is_the_same_as_having_gone_on():

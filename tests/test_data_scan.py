@@ -1,4 +1,5 @@
-"""The scan of a folder: hanging and crashing probes, memory by size and date, the report, the limit of bad files."""
+"""The scan of a folder: hanging and crashing probes, memory by size and date, the report, the limit of bad
+files."""
 
 import json
 import os
@@ -122,7 +123,9 @@ def folder_config(root, **changes):
 
 def test_the_report_names_every_unusable_file(videos, tmp_path):
     path = tmp_path / "run" / "data_report.json"
-    datasets = {split: build_dataset(folder_config(videos), split, 0, path) for split in ("train", "val", "test")}
+    datasets = {
+        split: build_dataset(folder_config(videos), split, 0, path) for split in ("train", "val", "test")
+    }
     report = json.loads(path.read_text())
     assert report["files"] == 10 and report["unusable_fraction"] == 0.2
     assert "cannot be opened" in report["unusable"]["broken.mp4"]
@@ -135,7 +138,9 @@ def test_the_report_names_every_unusable_file(videos, tmp_path):
 
 def test_too_many_unusable_files_stop_the_run(videos, tmp_path):
     path = tmp_path / "data_report.json"
-    with pytest.raises(UserError, match="data.max_bad_fraction: 2 of 10 items .*broken.mp4: cannot be opened"):
+    with pytest.raises(
+        UserError, match="data.max_bad_fraction: 2 of 10 items .*broken.mp4: cannot be opened"
+    ):
         build_dataset(folder_config(videos, max_bad_fraction=0.05), "train", 0, path)
     assert "broken.mp4" in json.loads(path.read_text())["unusable"]
 

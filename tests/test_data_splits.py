@@ -59,7 +59,12 @@ def test_group_keys():
 def test_sub_folders(tmp_path):
     names = ["train/a.mp4", "train/b.mp4", "validation/c.mp4", "test/d.mp4", "extra/e.mp4"]
     splits = assign_splits(names, tmp_path, VideoFolderConfig())
-    assert splits == {"train/a.mp4": "train", "train/b.mp4": "train", "validation/c.mp4": "val", "test/d.mp4": "test"}
+    assert splits == {
+        "train/a.mp4": "train",
+        "train/b.mp4": "train",
+        "validation/c.mp4": "val",
+        "test/d.mp4": "test",
+    }
 
 
 def test_a_missing_sub_folder_is_cut_out_of_train(tmp_path):
@@ -78,7 +83,9 @@ def write_list(path, *lines):
 
 def test_list_files(tmp_path):
     train = write_list(tmp_path / "train.txt", "# comment", "./a b.mp4", "c.mp4 17", "", "d.mp4")
-    config = VideoFolderConfig(train_list=train, val_list=write_list(tmp_path / "val.txt", "e.mp4"), test_fraction=0.4)
+    config = VideoFolderConfig(
+        train_list=train, val_list=write_list(tmp_path / "val.txt", "e.mp4"), test_fraction=0.4
+    )
     splits = assign_splits(["a b.mp4", "c.mp4", "d.mp4", "e.mp4", "unlisted.mp4"], tmp_path, config)
     assert of_split(splits, "val") == ["e.mp4"] and "unlisted.mp4" not in splits
     assert sorted(of_split(splits, "train") + of_split(splits, "test")) == ["a b.mp4", "c.mp4", "d.mp4"]
@@ -90,7 +97,10 @@ def test_list_files_that_are_wrong(tmp_path):
     train = write_list(tmp_path / "train.txt", "a.mp4")
     for changes, message in (
         ({"train_list": str(tmp_path / "none.txt")}, "data.train_list: .* is not a file"),
-        ({"train_list": write_list(tmp_path / "x.txt", "a.mp4", "../z.mp4")}, "line 2 of .* '../z.mp4' is no item"),
+        (
+            {"train_list": write_list(tmp_path / "x.txt", "a.mp4", "../z.mp4")},
+            "line 2 of .* '../z.mp4' is no item",
+        ),
         ({"train_list": train, "val_list": train}, "data.val_list: 'a.mp4' is also in data.train_list"),
         ({"val_list": train}, "data.train_list: not set or empty"),
     ):

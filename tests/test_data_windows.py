@@ -27,7 +27,11 @@ def test_windows_by_stride():
 def test_windows_by_rate_take_the_nearest_frames_and_say_their_times():
     config = ClipConfig(num_frames=4, fps=4.0)
     indices, times = window(source(fps=10.0), config, 2)
-    assert indices.tolist() == [2, 4, 7, 9] or indices.tolist() == [2, 5, 7, 10] or indices.tolist() == [2, 4, 7, 10]
+    assert (
+        indices.tolist() == [2, 4, 7, 9]
+        or indices.tolist() == [2, 5, 7, 10]
+        or indices.tolist() == [2, 4, 7, 10]
+    )
     assert times == pytest.approx((indices - 2) / 10 * 4)
     assert np.abs(times - np.arange(4)).max() <= 0.2 + 1e-6
     assert window_starts(source(fps=10.0), config).tolist() == list(range(13))
@@ -55,8 +59,19 @@ def test_selection_rejects_cuts_and_stillness():
     changes = tuple([5.0] * 6 + [90.0] + [0.1] * 12)
     moving = source(20, changes=changes)
     assert allowed_starts(moving, ClipConfig(num_frames=4)).tolist() == list(range(17))
-    assert allowed_starts(moving, ClipConfig(num_frames=4, max_cut=30)).tolist() == [0, 1, 2, 3, *range(7, 17)]
-    assert allowed_starts(moving, ClipConfig(num_frames=4, max_cut=30, min_motion=1.0)).tolist() == [0, 1, 2, 3]
+    assert allowed_starts(moving, ClipConfig(num_frames=4, max_cut=30)).tolist() == [
+        0,
+        1,
+        2,
+        3,
+        *range(7, 17),
+    ]
+    assert allowed_starts(moving, ClipConfig(num_frames=4, max_cut=30, min_motion=1.0)).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
     with pytest.raises(ClipRejected, match="a cut"):
         allowed_starts(moving, ClipConfig(num_frames=18, max_cut=30))
     with pytest.raises(ClipRejected, match="no window moves"):
@@ -81,8 +96,12 @@ def test_transform_is_deterministic_and_without_generator_fixed():
         generator = None if seed is None else np.random.default_rng(seed)
         return transform(frames, 20, 20, "random", True, generator)
 
-    assert torch.equal(run(4), run(4)) and torch.equal(run(None), torch.from_numpy(frames[:, :, 5:25]).permute(0, 3, 1, 2))
-    flipped = [seed for seed in range(20) if not any(torch.equal(run(seed), plain) for plain in plain_crops(frames))]
+    assert torch.equal(run(4), run(4)) and torch.equal(
+        run(None), torch.from_numpy(frames[:, :, 5:25]).permute(0, 3, 1, 2)
+    )
+    flipped = [
+        seed for seed in range(20) if not any(torch.equal(run(seed), plain) for plain in plain_crops(frames))
+    ]
     assert 3 < len(flipped) < 17
 
 

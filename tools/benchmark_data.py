@@ -3,10 +3,10 @@
     python tools/benchmark_data.py                      # the shapes of the quickstart
     python tools/benchmark_data.py --root /my/videos --workers 4
 
-Both sides run in DataLoader workers that open, read and close one file per clip, in turn within one process. The bare
-side makes the two decord calls and stacks the result, once at the file's own size and once with decord scaling to a
-frame that covers the clip; the ratio is taken to the faster of the two. The data path also crops, resizes to the
-clip's size, draws the given mask and guards against decoders that hang.
+Both sides run in DataLoader workers that open, read and close one file per clip, in turn within one process.
+The bare side makes the two decord calls and stacks the result, once at the file's own size and once with
+decord scaling to a frame that covers the clip; the ratio is taken to the faster of the two. The data path
+also crops, resizes to the clip's size, draws the given mask and guards against decoders that hang.
 """
 
 import argparse
@@ -58,7 +58,9 @@ class BareDecord(Dataset):
         if self._scaled:
             scale = max(config.height / source.height, config.width / source.width)
             size = {"width": round(source.width * scale), "height": round(source.height * scale)}
-        reader = decord.VideoReader(str(self._dataset.root / source.name), ctx=decord.cpu(0), num_threads=1, **size)
+        reader = decord.VideoReader(
+            str(self._dataset.root / source.name), ctx=decord.cpu(0), num_threads=1, **size
+        )
         return torch.from_numpy(reader.get_batch(indices.tolist()).asnumpy())
 
 
@@ -69,7 +71,9 @@ def first_quarter(generator: np.random.Generator, frames: int) -> np.ndarray:
 def bare_batches(dataset: VideoFolder, batch: int, workers: int, scaled: bool) -> Iterator:
     draws = (list(range(start, start + batch)) for start in range(0, 10**9, batch))
     return iter(
-        DataLoader(BareDecord(dataset, scaled), batch_size=None, sampler=draws, num_workers=workers, collate_fn=_same)
+        DataLoader(
+            BareDecord(dataset, scaled), batch_size=None, sampler=draws, num_workers=workers, collate_fn=_same
+        )
     )
 
 
@@ -139,12 +143,16 @@ def build(arguments: argparse.Namespace) -> VideoFolder:
     dataset = build_dataset(config, "train", SEED)
     dataset.sources = [source for source in dataset.sources if source.reader == "decord"]
     if not dataset.sources:
-        raise UserError(f"--root {arguments.root}: decord reads none of the usable videos rightly; nothing to compare")
+        raise UserError(
+            f"--root {arguments.root}: decord reads none of the usable videos rightly; nothing to compare"
+        )
     return dataset
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", help="a folder of videos (default: the quickstart's shapes)")
     parser.add_argument("--size", type=int, default=256, help="height and width of clips from --root")
     parser.add_argument("--num_frames", type=int, default=16, help="frames in a clip")

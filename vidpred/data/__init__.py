@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: `build_dataset` -> `training_loader` or `evaluation_batches` -> ClipBatch."""
+"""Clips: `build_dataset` makes a split, `training_loader` and `evaluation_batches` give its ClipBatches."""
 
 from vidpred.data.arrays import ArraysConfig
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError

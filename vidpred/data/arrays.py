@@ -31,8 +31,8 @@ class ArraysConfig(FolderConfig):
     key: Optional[str] = None
     """The array's name inside npz and HDF5 files. Not set: the only array that has 3 to 5 axes."""
     layout: str = "auto"
-    """The order of the axes, of N (clips), T (frames), C (colours), H, W: NTHWC, NTCHW, TNHW, THW, ... auto: N
-    first where there are 5 axes, T, then C where an axis of 1 or 3 is last, or in its place before H."""
+    """The order of the axes, of N (clips), T (frames), C (colours), H, W: NTHWC, NTCHW, TNHW, THW, ... auto:
+    N first where there are 5 axes, T, then C where an axis of 1 or 3 is last, or in its place before H."""
     source_fps: float = 25.0
     """Frames per second of the arrays; only used together with fps."""
 
@@ -70,7 +70,11 @@ def _load_numpy(path: str, key: Optional[str], stamp: tuple[int, ...]) -> np.nda
         if path.lower().endswith(".npy"):
             return np.load(path, mmap_mode="r", allow_pickle=False)
         with np.load(path, allow_pickle=False) as archive:
-            shapes = {name: archive[name].ndim for name in ([key] if key else archive.files) if name in archive.files}
+            shapes = {
+                name: archive[name].ndim
+                for name in ([key] if key else archive.files)
+                if name in archive.files
+            }
             return archive[_choose(shapes, key)]
     except (OSError, ValueError, EOFError) as error:
         raise ClipError(f"cannot be read: {error}") from error
@@ -82,7 +86,9 @@ def _choose(axes: dict[str, int], key: Optional[str]) -> str:
     if key is not None and key not in axes:
         raise ClipError(f"has no array named '{key}'")
     if key is None and len(fitting) != 1:
-        raise ClipError(f"has {len(fitting)} arrays of 3 to 5 axes ({', '.join(sorted(axes)[:5])}); set data.key")
+        raise ClipError(
+            f"has {len(fitting)} arrays of 3 to 5 axes ({', '.join(sorted(axes)[:5])}); set data.key"
+        )
     return key if key is not None else fitting[0]
 
 
@@ -103,7 +109,9 @@ class ArrayFile:
         self.rows = self._sizes.get("N", 1)
         self.frames, self.height, self.width = (self._sizes[letter] for letter in "THW")
         if self._sizes.get("C", 3) not in (1, 3) or 0 in shape:
-            raise ClipError(f"has an array of shape {shape} ({self.layout}): 1 or 3 colours and no empty axis, please")
+            raise ClipError(
+                f"has an array of shape {shape} ({self.layout}): 1 or 3 colours and no empty axis, please"
+            )
         if self._array.dtype != np.uint8 and not np.issubdtype(self._array.dtype, np.floating):
             raise ClipError(f"has values of type {self._array.dtype}; convert them to uint8")
 
@@ -151,9 +159,12 @@ class ArrayFile:
         taken = np.transpose(taken, [order.index(letter) for letter in "THWC"])
         if taken.dtype != np.uint8:
             if not (taken.min() >= 0 and taken.max() <= 1):
-                raise ClipError("has floating point values outside [0, 1] or not finite; convert them to uint8")
+                raise ClipError(
+                    "has floating point values outside [0, 1] or not finite; convert them to uint8"
+                )
             taken = np.rint(taken * 255).astype(np.uint8)
-        return np.array(np.broadcast_to(taken, (*taken.shape[:3], 3)))  # A copy: the file stays closed to writing.
+        # A copy: a memory-mapped file stays closed to writing.
+        return np.array(np.broadcast_to(taken, (*taken.shape[:3], 3)))
 
 
 class Arrays(SourceDataset):

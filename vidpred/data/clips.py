@@ -26,7 +26,7 @@ class Clip:
 
 @dataclass
 class ClipBatch:
-    """`given` is true for context frames; `draws` are the numbers that all randomness of a clip is a function of."""
+    """`given` is true for context frames; all randomness of a clip is a function of its number in `draws`."""
 
     frames: Tensor  # (B, T, C, H, W) uint8
     given: Tensor  # (B, T) bool
@@ -93,7 +93,8 @@ def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch
         raise ValueError(f"clips of one batch differ in shape: {sorted(shapes)} ({clips[0].name}, ...)")
     frames = torch.empty((len(clips), *clips[0].frames.shape), dtype=torch.uint8)
     for row, clip in zip(frames, clips):
-        row.copy_(clip.frames)  # The one copy of the pixels; a clip may be a view of what the decoder returned.
+        # The one copy of the pixels; a clip may be a view of what the decoder returned.
+        row.copy_(clip.frames)
     return ClipBatch(
         frames=frames,
         given=torch.from_numpy(np.ascontiguousarray(given, dtype=bool)),

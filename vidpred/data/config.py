@@ -33,20 +33,20 @@ class ClipConfig:
     frame_stride: int = 1
     """Take every so-manyth frame of the source. Used where fps is not set."""
     fps: Optional[float] = None
-    """Take frames at this rate, by time, from sources of any (not lower) rate. Not set: frame_stride decides."""
+    """Take frames at this rate, by time, from sources that are not slower. Not set: frame_stride."""
     crop: Literal["center", "random", "none"] = "center"
     """Cut the largest window of the clip's aspect ratio at the centre or at a random place, then resize it;
     none resizes the whole frame, which changes its aspect ratio."""
     flip: bool = False
     """Mirror half of the training clips left to right."""
     min_motion: Optional[float] = None
-    """Reject windows whose mean change per frame (of thumbnails in [0, 255]) is below this. Not set: no check."""
+    """Reject windows with a smaller mean change per frame (of thumbnails in [0, 255]). Not set: no check."""
     max_cut: Optional[float] = None
-    """Reject windows with a change between two frames (of thumbnails in [0, 255]) above this: a cut between shots.
-    30 finds most of them. Not set: no check."""
+    """Reject windows with a change between two frames (of thumbnails in [0, 255]) above this: a cut between
+    shots. 30 finds most of them. Not set: no check."""
     num_workers: int = 4
-    """Processes per rank that decode clips (and scan files). 0 decodes in the training process, where nothing can
-    interrupt a decoder that hangs."""
+    """Processes per rank that decode clips (and scan files). 0 decodes in the training process, where nothing
+    can interrupt a decoder that hangs."""
     decode_timeout: float = 60.0
     """Seconds without progress after which a decoder counts as hung; its file is then set aside."""
     max_bad_fraction: float = 0.05
@@ -55,13 +55,17 @@ class ClipConfig:
     def __post_init__(self) -> None:
         require(self.num_frames >= 1, "num_frames", f"{self.num_frames} frames make no clip; set at least 1")
         require(min(self.height, self.width) >= 1, "height", f"{self.height}x{self.width} is no picture size")
-        require(self.frame_stride >= 1, "frame_stride", f"{self.frame_stride} is not possible; set at least 1")
+        require(
+            self.frame_stride >= 1, "frame_stride", f"{self.frame_stride} is not possible; set at least 1"
+        )
         require(self.fps is None or self.fps > 0, "fps", f"{self.fps} is not possible; set a positive rate")
         require(self.fps is None or self.frame_stride == 1, "fps", "set either fps or frame_stride, not both")
         crops = ("center", "random", "none")
         require(self.crop in crops, "crop", f"'{self.crop}' is not known; choose one of {', '.join(crops)}")
         require(self.num_workers >= 0, "num_workers", f"{self.num_workers} is not possible; set 0 or more")
-        require(self.decode_timeout > 0, "decode_timeout", f"{self.decode_timeout} is not possible; set seconds")
+        require(
+            self.decode_timeout > 0, "decode_timeout", f"{self.decode_timeout} is not possible; set seconds"
+        )
         fraction = self.max_bad_fraction
         require(0 <= fraction <= 1, "max_bad_fraction", f"{fraction} is not a fraction; set 0 to 1")
 
@@ -74,14 +78,15 @@ class FolderConfig(ClipConfig):
     """The folder that holds the data; searched with all its sub-folders."""
     split_by: Literal["auto", "hash", "folders", "lists"] = "auto"
     """How items are divided into train, val and test: by a stable hash of their path, by sub-folders of those
-    names, or by list files. auto: lists where one is set, folders where root has a folder train, else hash."""
+    names, or by list files. auto: lists where one is set, folders where root has a folder train, else
+    hash."""
     val_fraction: float = 0.1
     """Share of the items (or groups) that the hash puts into val."""
     test_fraction: float = 0.1
     """Share of the items (or groups) that the hash puts into test."""
     group: Optional[str] = None
-    """A regular expression searched in the path relative to root: items with the same match (its groups, where it
-    has any) are one scene and stay in one split. UCF-101: '(v_[^/]*_g[0-9]+)_c[0-9]+'."""
+    """A regular expression searched in the path relative to root: items with the same match (its groups,
+    where it has any) are one scene and stay in one split. UCF-101: '(v_[^/]*_g[0-9]+)_c[0-9]+'."""
     train_list: Optional[str] = None
     """A text file with one path relative to root per line: the training items."""
     val_list: Optional[str] = None
@@ -95,7 +100,9 @@ class FolderConfig(ClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("val_fraction", "test_fraction"):
-            require(0 <= getattr(self, key) < 1, key, f"{getattr(self, key)} is not possible; set 0 to below 1")
+            require(
+                0 <= getattr(self, key) < 1, key, f"{getattr(self, key)} is not possible; set 0 to below 1"
+            )
         total = self.val_fraction + self.test_fraction
         require(total < 1, "val_fraction", f"val and test together are {total}: nothing is left to train on")
         for key, known in (("split_by", ("auto", "hash", "folders", "lists")), ("scan", ("full", "quick"))):
@@ -104,7 +111,9 @@ class FolderConfig(ClipConfig):
 
     def root_folder(self) -> Path:
         """The absolute root, which must exist."""
-        require(self.root is not None, "root", "not set; give the folder that holds your data, --data.root FOLDER")
+        require(
+            self.root is not None, "root", "not set; give the folder that holds your data, --data.root FOLDER"
+        )
         root = Path(str(self.root)).expanduser().absolute()
         require(root.is_dir(), "root", f"{root} is not a folder; give the folder that holds your data")
         return root

@@ -1,8 +1,8 @@
 """Reading frames of a video file by index, in presentation order: decord, or PyAV where decord is not right.
 
 decord 0.6.0 counts the packets that an edit list discards, may then return other frames or never return, and
-misreads AVI files with B-frames; `probing` finds out once per file which reader is right, and this module obeys.
-Readers are opened per call, with one thread: one that was opened before a fork hangs in the child.
+misreads AVI files with B-frames; `probing` finds out once per file which reader is right, and this module
+obeys. Readers are opened per call, with one thread: one that was opened before a fork hangs in the child.
 
 Both readers convert to RGB at the size of the file, so the pixels do not depend on which of them is used.
 """
@@ -62,7 +62,8 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 
     av.logging.set_level(av.logging.PANIC)
     with av_errors("cannot be opened"):
-        # Names of other encodings than UTF-8 in the metadata must not stop us; only local files may be followed.
+        # Names of other encodings than UTF-8 in the metadata must not stop us; only local files may be
+        # followed.
         container = av.open(str(path), metadata_errors="ignore", options={"protocol_whitelist": "file"})
     with container:
         stream = container.streams.best("video")
@@ -118,9 +119,16 @@ def decord_errors() -> Iterator[None]:
 
     try:
         yield
-    except (DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError, IndexError, UnicodeError) as error:
-        # An unreadable file is a RuntimeError, one without frames an AssertionError, a name in another encoding
-        # than UTF-8 a UnicodeError.
+    except (
+        DECORDError,
+        DECORDLimitReachedError,
+        RuntimeError,
+        AssertionError,
+        IndexError,
+        UnicodeError,
+    ) as error:
+        # An unreadable file is a RuntimeError, one without frames an AssertionError, a name in another
+        # encoding than UTF-8 a UnicodeError.
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ClipError(f"decord: {lines[0][:200]}") from error
 
@@ -144,7 +152,9 @@ def read_pyav(path: Path, indices: np.ndarray, source: Source) -> np.ndarray:
     wanted, places = np.unique(np.asarray(indices), return_inverse=True)
     convert = FrameConverter(source.rotation)
     with open_video(path) as (container, stream), av_errors("cannot be decoded"):
-        found = dict(_decode_wanted(container, stream, [int(index) for index in wanted], source.anchors, convert))
+        found = dict(
+            _decode_wanted(container, stream, [int(index) for index in wanted], source.anchors, convert)
+        )
     missing = [index for index in wanted if index not in found]
     if missing:
         raise ClipError(f"ends before frame {missing[0]} of the {source.frames} that the scan counted")
@@ -154,7 +164,11 @@ def read_pyav(path: Path, indices: np.ndarray, source: Source) -> np.ndarray:
 
 
 def _decode_wanted(
-    container: Any, stream: Any, wanted: list[int], anchors: tuple[tuple[int, int], ...], convert: FrameConverter
+    container: Any,
+    stream: Any,
+    wanted: list[int],
+    anchors: tuple[tuple[int, int], ...],
+    convert: FrameConverter,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, pixels) for ascending `wanted`; jumps over gaps where an anchor lies inside."""
     frames = enumerate(container.decode(stream))

@@ -1,8 +1,9 @@
 """The order of training clips: pure functions of the seed and the running draw number.
 
 Step s of a global batch of G clips holds the draws s G .. s G + G - 1; rank r of W takes the contiguous chunk
-[r G/W, (r+1) G/W), cut into micro batches. Draw n of N items takes item permutation(seed, n div N)[n mod N]. None of
-it depends on ranks or workers, so 1 process x 8 and 2 x 4 see the same clips, and a resumed run continues exactly.
+[r G/W, (r+1) G/W), cut into micro batches. Draw n of N items takes item permutation(seed, n div N)[n mod N].
+None of it depends on ranks or workers, so 1 process x 8 and 2 x 4 see the same clips, and a resumed run
+continues exactly.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class DrawOrder:
         return draw % self.repeat if self.repeat else draw
 
     def candidates(self, draw: int) -> Iterator[int]:
-        """The item of a draw, then those that take its place where it cannot be used: the next in the order."""
+        """The item of a draw, then the next in the order, which take its place where it cannot be used."""
         content = self.content(draw)
         order = permutation(self.seed, content // self.items, self.items)
         for skipped in range(self.items):
@@ -50,13 +51,15 @@ def micro_batches(
     parts = world * accumulation
     if global_batch < 1 or global_batch % parts:
         raise UserError(
-            f"training.batch_size: {global_batch} clips cannot be divided among {world} processes x {accumulation} "
-            f"accumulation steps; choose a multiple of {parts}"
+            f"training.batch_size: {global_batch} clips cannot be divided among {world} processes "
+            f"x {accumulation} accumulation steps; choose a multiple of {parts}"
         )
     return _micro_batches(first_step, global_batch, global_batch // parts, accumulation, rank)
 
 
-def _micro_batches(first_step: int, global_batch: int, size: int, accumulation: int, rank: int) -> Iterator[list[int]]:
+def _micro_batches(
+    first_step: int, global_batch: int, size: int, accumulation: int, rank: int
+) -> Iterator[list[int]]:
     step = first_step
     while True:
         begin = step * global_batch + rank * size * accumulation

@@ -16,7 +16,9 @@ from vidpred.random_streams import host_generator
 class _IndexReader(Dataset):
     """Indices -> ClipBatch or, of a clip that fails, the line to show; runs in the workers."""
 
-    def __init__(self, dataset: ClipDataset, given_mask: Callable, seed: int, logbook: Logbook, timeout: float):
+    def __init__(
+        self, dataset: ClipDataset, given_mask: Callable, seed: int, logbook: Logbook, timeout: float
+    ):
         self._dataset = dataset
         self._given_mask = given_mask
         self._seed = seed
@@ -51,9 +53,9 @@ def evaluation_batches(
 ) -> Iterator[tuple[ClipBatch, Tensor]]:
     """Yields (batch of exactly `batch_size` clips, valid (batch_size,) bool) over this rank's `indices`.
 
-    Each clip is its item's fixed one (first window, centre crop, no flip) and its draw number is the index. The
-    last batch is filled up with its first clip, marked not valid. A file that hangs, kills or fails the decoder
-    raises UserError with its name, since numbers over other clips would not be comparable.
+    Each clip is its item's fixed one (first window, centre crop, no flip) and its draw number is the index.
+    The last batch is filled up with its first clip, marked not valid. A file that hangs, kills or fails the
+    decoder raises UserError with its name, since numbers over other clips would not be comparable.
     """
     groups = [list(indices[place : place + batch_size]) for place in range(0, len(indices), batch_size)]
     padded = [group + [group[0]] * (batch_size - len(group)) for group in groups]

@@ -1,4 +1,4 @@
-"""From a folder to the data set of one split: find the items, split them, scan them, report what is unusable."""
+"""From a folder to the data set of one split: find the items, split and scan them, report the unusable."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ class UnusableData(UserError):
 
 
 def find_files(root: Path, extensions: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
-    """(sorted names relative to `root` with these extensions, count of other files by extension), on all ranks.
+    """(sorted names under `root` with these extensions, count of other files by extension), on all ranks.
 
     Hidden files and folders are passed over; links to folders are followed once.
     """
@@ -122,8 +122,8 @@ def build_split(
 ) -> SourceDataset:
     """Scans the files (or folders) `names`, and makes the data set of `split` out of the usable ones.
 
-    With `by_source` the hash divides the sources inside files, not the files. The data set's attribute `report` is
-    the DataReport of all splits. Raises UnusableData.
+    With `by_source` the hash divides the sources inside files, not the files. The data set's attribute
+    `report` is the DataReport of all splits. Raises UnusableData.
     """
     root = config.root_folder()
     # Splitting before looking inside: a file that turns bad moves no other one.
@@ -141,7 +141,12 @@ def build_split(
 
 
 def _judge(
-    config: FolderConfig, root: Path, files: int, splits: dict[str, str], result: ScanResult, ignored: dict[str, int]
+    config: FolderConfig,
+    root: Path,
+    files: int,
+    splits: dict[str, str],
+    result: ScanResult,
+    ignored: dict[str, int],
 ) -> DataReport:
     """Sorts the sources into the splits, or out. `splits` is source name -> split."""
     report = DataReport(str(root), files, {split: [] for split in SPLITS}, dict(result.problems), {}, ignored)
@@ -163,7 +168,9 @@ def _check_bad_fraction(report: DataReport, allowed: float) -> None:
     if bad and distributed.is_main():
         logger.warning("%d of %d items in %s cannot be used", bad, items, report.root)
     if bad > allowed * items:
-        shown = "; ".join(f"{name}: {reason}" for name, reason in list(report.unusable.items())[:SHOWN_PROBLEMS])
+        shown = "; ".join(
+            f"{name}: {reason}" for name, reason in list(report.unusable.items())[:SHOWN_PROBLEMS]
+        )
         more = f"; and {bad - SHOWN_PROBLEMS} more, see data_report.json" if bad > SHOWN_PROBLEMS else ""
         raise UnusableData(
             report,

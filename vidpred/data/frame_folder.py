@@ -35,7 +35,9 @@ class FrameFolderConfig(FolderConfig):
 
 def numbered_pictures(folder: Path) -> list[str]:
     """The pictures of a folder by the last number in their name. Raises ClipError where there is no order."""
-    names = [name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+    names = [
+        name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+    ]
     numbers = {name: re.findall(r"\d+", os.path.splitext(name)[0]) for name in names}
     without = sorted(name for name in names if not numbers[name])
     if without:
@@ -86,7 +88,9 @@ def probe_folder(
         alive()
         frame = read_picture(root / name / pictures[index])
         if size not in (None, frame.shape):
-            raise ClipError(f"{pictures[index]} is {frame.shape[1]}x{frame.shape[0]}, others {size[1]}x{size[0]}")
+            raise ClipError(
+                f"{pictures[index]} is {frame.shape[1]}x{frame.shape[0]}, others {size[1]}x{size[0]}"
+            )
         size = frame.shape
         if with_changes:
             thumbnails.add_pixels(frame)

@@ -1,4 +1,4 @@
-"""The endless training loader: this rank's micro batches in their fixed order, and the quarantine of bad items."""
+"""The endless training loader: this rank's micro batches in fixed order, and the quarantine of bad items."""
 
 import logging
 from dataclasses import dataclass, field
@@ -82,8 +82,9 @@ class _DrawReader(Dataset):
 class ClipLoader:
     """This rank's micro batches for ever; see `draws` for their order. Made by `training_loader`.
 
-    An item whose decoder hangs, dies or fails is quarantined: recorded in `quarantined` (name -> reason, to be
-    kept in checkpoints), logged in one line, and replaced by the next item of the order, now and from then on.
+    An item whose decoder hangs, dies or fails is quarantined: recorded in `quarantined` (name -> reason, to
+    be kept in checkpoints), logged in one line, and replaced by the next item of the order, now and from then
+    on.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class ClipLoader:
             return delivery.batch
 
     def quarantine(self, names: Iterable[str] | dict[str, str]) -> None:
-        """Excludes items by name, as a checkpoint recorded them; names that are not there any more are ignored.
+        """Excludes items by name, as a checkpoint recorded them; names that are gone are ignored.
 
         Call before the first batch. A mapping keeps its reasons.
         """
@@ -166,7 +167,8 @@ class ClipLoader:
         self._restarts += 1
         for death in error.deaths:
             self._kills[death.item] = self._kills.get(death.item, 0) + 1
-            # Killed from outside, perhaps for want of memory: only an item at which it happens twice is blamed.
+            # Killed from outside, perhaps for want of memory: only an item at which it happens twice is
+            # blamed.
             if death.item != IDLE and not (death.killed and self._kills[death.item] < 2):
                 self._exclude(death.item, death.reason)
                 self._restarts = 0
@@ -185,8 +187,8 @@ class ClipLoader:
         if len(self.quarantined) * 2 > len(self._dataset):
             shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.quarantined.items())[:3])
             raise UserError(
-                f"data: {len(self.quarantined)} of {len(self._dataset)} items of {self._dataset.name} failed while "
-                f"training ({shown}); check the disk, the memory and data.decode_timeout"
+                f"data: {len(self.quarantined)} of {len(self._dataset)} items of {self._dataset.name} failed "
+                f"while training ({shown}); check the disk, the memory and data.decode_timeout"
             )
 
 
@@ -205,9 +207,9 @@ def training_loader(
 ) -> ClipLoader:
     """This rank's micro batches from `first_step` on, each of global_batch / world / accumulation clips.
 
-    `timeout` is seconds for one clip. With `repeat_draws` the clips, windows and masks of draws 0 .. repeat_draws - 1
-    come again and again; the draw numbers in the batch, which noise is a function of, run on. Raises UserError where
-    the batch cannot be divided among the processes.
+    `timeout` is seconds for one clip. With `repeat_draws` the clips, windows and masks of draws 0 ..
+    repeat_draws - 1 come again and again; the draw numbers in the batch, which noise is a function of, run
+    on. Raises UserError where the batch cannot be divided among the processes.
     """
     rank, world = distributed.rank(), distributed.world_size()
 

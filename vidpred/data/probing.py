@@ -1,9 +1,10 @@
 """Looking at a video file once: is it usable, how many frames has it, and which reader gets them right?
 
-PyAV's sequential decoding is the reference for what frame i is. decord is chosen where it agrees with it: the same
-number of frames, timestamps that are finite, not negative and ascending (files cut by an edit list and AVI files
-with B-frames fail here), and the same pixels at the start, in the middle and at the end, asked for out of order.
-Runs in a process of its own (see `scan`), because a decoder may hang or crash on a damaged file.
+PyAV's sequential decoding is the reference for what frame i is. decord is chosen where it agrees with it: the
+same number of frames, timestamps that are finite, not negative and ascending (files cut by an edit list and
+AVI files with B-frames fail here), and the same pixels at the start, in the middle and at the end, asked for
+out of order. Runs in a process of its own (see `scan`), because a decoder may hang or crash on a damaged
+file.
 """
 
 import zlib
@@ -25,7 +26,7 @@ THUMBNAIL = 32  # pixels
 
 @dataclass
 class Survey:
-    """What one pass over a file saw. Per frame in presentation order, or, of key frames, (index, timestamp)."""
+    """What one pass over a file saw, frame by frame in presentation order; keys are (index, timestamp)."""
 
     stamps: list[Optional[int]] = field(default_factory=list)
     keys: list[tuple[int, int]] = field(default_factory=list)
@@ -73,7 +74,8 @@ def _survey_frames(path: Path, with_changes: bool, alive: Callable[[], None]) ->
                 break
             _add_frame(survey, frame, index)
             kept["last"] = (index, frame)
-            if index & (index - 1) == 0:  # 0 and the powers of two, of which the greatest lies in the second half
+            # 0 and the powers of two, of which the greatest lies in the second half.
+            if index & (index - 1) == 0:
                 kept["first" if index == 0 else "middle"] = (index, frame)
             if thumbnails:
                 thumbnails.add_frame(frame)
@@ -178,7 +180,7 @@ def _spaced(keys: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 def _read_references(
     path: Path, survey: Survey, anchors: tuple[tuple[int, int], ...], alive: Callable[[], None]
 ) -> None:
-    """For a survey of packets: decodes three frames, which must be where the packets say. Raises ClipError."""
+    """For a survey of packets: decodes three frames. Raises ClipError where the packets were wrong."""
     count = len(survey.stamps)
     for index in sorted({0, count // 2, count - 1}):
         frame = _frame_at(path, index, anchors, alive)

@@ -1,8 +1,8 @@
 """The scan: every file is probed once, in worker processes, on all ranks, and remembered by size and date.
 
-Records are lines of JSON in the cache folder; each rank appends its own as it goes, so a scan that was stopped
-continues where it was. A probe that makes no progress for `timeout` seconds, or whose process dies, costs its file
-and nothing else.
+Records are lines of JSON in the cache folder; each rank appends its own as it goes, so a scan that was
+stopped continues where it was. A probe that makes no progress for `timeout` seconds, or whose process dies,
+costs its file and nothing else.
 """
 
 import hashlib
@@ -51,13 +51,18 @@ def fingerprint(path: Path) -> list[int]:
     return [sum(state.st_size for state in states), max((state.st_mtime_ns for state in states), default=0)]
 
 
-def scan(root: Path, names: list[str], probe: Probe, variant: str, workers: int, timeout: float) -> ScanResult:
-    """Probes the files `names` under `root` that are not in the cache, shared over ranks. All ranks must call it.
+def scan(
+    root: Path, names: list[str], probe: Probe, variant: str, workers: int, timeout: float
+) -> ScanResult:
+    """Probes the files `names` under `root` that the cache lacks, shared over ranks, which must all call it.
 
-    `variant` states everything but the file that the outcome depends on (kind, thoroughness, decoder versions).
+    `variant` states everything but the file that the outcome depends on (kind, thoroughness, decoder
+    versions).
     """
     book = CacheBook(root, variant)
-    prints, problems, known = distributed.broadcast_object(_look_up(root, names, book) if distributed.is_main() else None)
+    prints, problems, known = distributed.broadcast_object(
+        _look_up(root, names, book) if distributed.is_main() else None
+    )
     todo = [name for name in names if name in prints and name not in known]
     mine = [todo[place] for place in distributed.shard(len(todo))]
     for name, outcome in _with_progress(ProbePool(probe, workers, timeout).run(mine), len(mine)):
@@ -93,7 +98,14 @@ def _with_progress(outcomes: Iterator, total: int) -> Iterator:
         return outcomes
     from tqdm import tqdm
 
-    return tqdm(outcomes, total=total, desc="scanning", unit="file", disable=not distributed.is_main(), mininterval=0.5)
+    return tqdm(
+        outcomes,
+        total=total,
+        desc="scanning",
+        unit="file",
+        disable=not distributed.is_main(),
+        mininterval=0.5,
+    )
 
 
 class CacheBook:
@@ -139,7 +151,9 @@ class CacheBook:
         aside = target.with_suffix(f".tmp{os.getpid()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text("".join(_line(name, prints[name], known[name]) for name in known), encoding="utf-8")
+            aside.write_text(
+                "".join(_line(name, prints[name], known[name]) for name in known), encoding="utf-8"
+            )
             os.replace(aside, target)
         except OSError as error:
             logger.warning("the scan cannot be remembered in %s: %s", self._folder, error.strerror)
@@ -246,7 +260,8 @@ def _probe_files(pipe: Any, probe: Probe, beat: Any) -> None:
     parent = os.getppid()
     while True:
         while not pipe.poll(2.0):
-            # Siblings hold copies of the pipe's other end, so its closing does not tell that the parent is gone.
+            # Siblings hold copies of the pipe's other end, so its closing does not tell that the parent is
+            # gone.
             if os.getppid() != parent:
                 return
         try:

@@ -1,10 +1,10 @@
 """Moving shapes: small real mp4 files, rendered once, read back like anybody's videos.
 
-Position of a shape's centre, in pixels, at frame t: each coordinate moves with a constant velocity v between the
-walls low = radius and high = size - radius and is mirrored there, which is a triangle wave:
+Position of a shape's centre, in pixels, at frame t: each coordinate moves with a constant velocity v between
+the walls low = radius and high = size - radius and is mirrored there, which is a triangle wave:
     x(t) = low + span - |(x(0) - low + v t) mod 2 span - span|,   span = high - low.
-The coverage of a pixel is clamp(1/2 - d, 0, 1), d the signed distance in pixels of its centre from the outline, so
-edges are anti-aliased and motion is visible below one pixel.
+The coverage of a pixel is clamp(1/2 - d, 0, 1), d the signed distance in pixels of its centre from the
+outline, so edges are anti-aliased and motion is visible below one pixel.
 """
 
 import dataclasses
@@ -64,12 +64,15 @@ class ShapesConfig(ClipConfig):
         super().__post_init__()
         need = (self.num_frames - 1) * self.frame_stride + 1
         if self.fps is not None:
-            require(self.fps <= self.clip_fps, "fps", f"{self.fps} is more than data.clip_fps {self.clip_fps}")
+            require(
+                self.fps <= self.clip_fps, "fps", f"{self.fps} is more than data.clip_fps {self.clip_fps}"
+            )
             need = int(np.ceil((self.num_frames - 1) * self.clip_fps / self.fps)) + 1
         require(
             need <= self.clip_frames,
             "num_frames",
-            f"{self.num_frames} frames need {need} of the {self.clip_frames} that a clip holds; raise data.clip_frames",
+            f"{self.num_frames} frames need {need} of the {self.clip_frames} that a clip holds; "
+            "raise data.clip_frames",
         )
         require(self.num_clips >= 1, "num_clips", "nothing to train on; set at least 1")
         require(self.num_val_clips >= 1, "num_val_clips", "nothing to validate on; set at least 1")
@@ -81,7 +84,9 @@ class ShapesConfig(ClipConfig):
         require(0 < smallest <= largest < 0.5, "radius", f"{list(self.radius)} must ascend between 0 and 0.5")
         for key in ("height", "width"):
             size = getattr(self, key)
-            require(size % 2 == 0 and size >= 16, key, f"{size} cannot be rendered; set an even number from 16 on")
+            require(
+                size % 2 == 0 and size >= 16, key, f"{size} cannot be rendered; set an even number from 16 on"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,8 @@ class Shape:
         frames, height, width = pixels.shape[:3]
         centres = self.centres(frames, height, width)
         reach = int(np.ceil(self.radius)) + 1
-        corners = np.floor(centres).astype(int) - reach  # (T, 2); only the square around the shape is computed
+        # Only the square around the shape is computed.
+        corners = np.floor(centres).astype(int) - reach  # (T, 2)
         offsets = np.arange(2 * reach + 2) + 0.5
         y, x = (corners[:, axis, None] + offsets - centres[:, axis, None] for axis in (0, 1))  # (T, side)
         cover = self._coverage(y.astype(np.float32)[:, :, None], x.astype(np.float32)[:, None, :])[..., None]
@@ -127,7 +133,7 @@ class Shape:
 def _signed_distance(outline: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
     """Distance to the outline that the circle of `radius` circumscribes, negative inside.
 
-    Of the polygons it is the distance to the nearest side's line, which differs from it only outside a corner.
+    Of polygons it is the distance to the nearest side's line, which differs from it only outside a corner.
     """
     if outline == "disc":
         return np.sqrt(x * x + y * y) - np.float32(radius)
@@ -159,7 +165,8 @@ def random_shapes(config: ShapesConfig, generator: np.random.Generator) -> tuple
 
 
 def render(config: ShapesConfig, split: str, index: int) -> np.ndarray:
-    """Clip `index` of a split: (clip_frames, height, width, 3) uint8, a function of (render_seed, split, index)."""
+    """Clip `index` of a split: (clip_frames, height, width, 3) uint8, a function of (render_seed, split,
+    index)."""
     generator = host_generator(config.render_seed, f"shapes {split}", index)
     background, shapes = random_shapes(config, generator)
     pixels = np.empty((config.clip_frames, config.height, config.width, 3), dtype=np.float32)
@@ -194,7 +201,8 @@ def shapes_folder(config: ShapesConfig) -> Path:
     keys = ("height", "width", "clip_frames", "clip_fps", "num_shapes", "speed", "radius", "render_seed")
     counts = tuple(f"num_{split}clips" for split in ("", "val_", "test_"))
     identity = json.dumps([RENDER_VERSION, *(getattr(config, key) for key in keys + counts)])
-    name = f"shapes_{config.width}x{config.height}_{hashlib.blake2b(identity.encode(), digest_size=5).hexdigest()}"
+    digest = hashlib.blake2b(identity.encode(), digest_size=5).hexdigest()
+    name = f"shapes_{config.width}x{config.height}_{digest}"
     return (Path(config.cache).expanduser().absolute() if config.cache else cache_folder()) / name
 
 
@@ -206,7 +214,7 @@ def _files(config: ShapesConfig, folder: Path) -> Iterator[tuple[Path, str, int]
 
 
 def render_all(config: ShapesConfig) -> Path:
-    """Renders the files that are not there yet, shared over ranks; every rank must call it. Returns the folder."""
+    """Renders the files that are missing, shared over ranks, which must all call it. Returns the folder."""
     from tqdm import tqdm
 
     folder = shapes_folder(config)
@@ -229,5 +237,7 @@ def render_all(config: ShapesConfig) -> Path:
 def build_shapes(config: ShapesConfig, split: str, seed: int) -> VideoFolder:
     folder = render_all(config)
     common = {field.name: getattr(config, field.name) for field in dataclasses.fields(ClipConfig)}
-    videos = VideoFolderConfig(**{**common, "kind": "video_folder", "root": str(folder), "split_by": "folders"})
+    videos = VideoFolderConfig(
+        **{**common, "kind": "video_folder", "root": str(folder), "split_by": "folders"}
+    )
     return build_video_folder(videos, split, seed)

@@ -1,7 +1,7 @@
 """Sources: what clips are cut from, and the choice of the frames of a clip.
 
-A source has `frames` frames, numbered from 0 in presentation order; frame i is shown at `times[i]` seconds, which
-is i / fps where the rate is regular.
+A source has `frames` frames, numbered from 0 in presentation order; frame i is shown at `times[i]` seconds,
+which is i / fps where the rate is regular.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Source:
     times: Optional[tuple[float, ...]] = None
     """Seconds since the first frame; only where the rate is not regular."""
     anchors: tuple[tuple[int, int], ...] = ()
-    """PyAV's places to seek to: (frame index, presentation timestamp) of key frames that were proved to work."""
+    """PyAV's places to seek to: (frame index, presentation timestamp) of key frames."""
     rotation: int = 0
     """Degrees, counter-clockwise, by which a decoded picture is turned to be upright."""
     row: int = 0
@@ -37,7 +37,8 @@ class Source:
     note: str = ""
     """Why not decord."""
     changes: Optional[tuple[float, ...]] = None
-    """Mean absolute change of 32x32 thumbnails (grey, [0, 255]) between frames i and i + 1; frames - 1 values."""
+    """Mean absolute change of 32x32 thumbnails (grey, [0, 255]) between frames i and i + 1; frames - 1
+    values."""
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> "Source":
@@ -67,7 +68,9 @@ def window_starts(source: Source, config: ClipConfig) -> np.ndarray:
         starts = np.arange(max(0, source.frames - span))
         if len(starts) == 0:
             stride = f" at stride {config.frame_stride}" if config.frame_stride > 1 else ""
-            raise ClipError(f"too short: {source.frames} frames, a clip of {config.num_frames}{stride} needs {span + 1}")
+            raise ClipError(
+                f"too short: {source.frames} frames, a clip of {config.num_frames}{stride} needs {span + 1}"
+            )
         return starts
     times = source.frame_times()
     if config.fps > source.fps * 1.01:
@@ -76,7 +79,9 @@ def window_starts(source: Source, config: ClipConfig) -> np.ndarray:
     # Half an interval of tolerance: the last frame taken is the nearest one.
     starts = np.flatnonzero(times + span <= times[-1] + 0.5 / source.fps)
     if len(starts) == 0:
-        raise ClipError(f"too short: {times[-1]:.2f} s, a clip of {config.num_frames} frames needs {span:.2f} s")
+        raise ClipError(
+            f"too short: {times[-1]:.2f} s, a clip of {config.num_frames} frames needs {span:.2f} s"
+        )
     return starts
 
 

@@ -1,7 +1,8 @@
 """Which items belong to train, val and test.
 
-By hash: h = the first 8 bytes of BLAKE2b of the item's group (its path, unless a regular expression says more),
-as a fraction of 2^64; h < test_fraction is test, then val, the rest train. Adding files moves none of the others.
+By hash: h = the first 8 bytes of BLAKE2b of the item's group (its path, unless a regular expression says
+more), as a fraction of 2^64; h < test_fraction is test, then val, the rest train. Adding files moves none of
+the others.
 """
 
 import hashlib
@@ -12,7 +13,11 @@ from typing import Optional
 from vidpred.data.config import SPLITS, FolderConfig
 from vidpred.errors import UserError
 
-FOLDER_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+FOLDER_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
 
 
 def group_key(name: str, pattern: Optional[str]) -> str:
@@ -25,7 +30,10 @@ def group_key(name: str, pattern: Optional[str]) -> str:
 
 def stable_fraction(key: str) -> float:
     """A number in [0, 1) that depends on the text alone, on every machine."""
-    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big") / 2**64
+    return (
+        int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+        / 2**64
+    )
 
 
 def split_by_hash(names: list[str], config: FolderConfig, splits: tuple[str, ...] = SPLITS) -> dict[str, str]:
@@ -67,7 +75,9 @@ def assign_splits(names: list[str], root: Path, config: FolderConfig) -> dict[st
     """name (relative path) -> "train", "val" or "test"; names that no split claims are left out."""
     split_by = split_method(names, config)
     if split_by == "lists":
-        return _split_by_lists(names, root, config, {split: getattr(config, f"{split}_list") for split in SPLITS})
+        return _split_by_lists(
+            names, root, config, {split: getattr(config, f"{split}_list") for split in SPLITS}
+        )
     if split_by == "folders":
         return _split_by_folders(names, root, config)
     return split_by_hash(names, config)
@@ -97,19 +107,24 @@ def _split_by_lists(
     for split, path in lists.items():
         for name in _read_list(path, f"data.{split}_list", root, known) if path else ():
             if chosen.setdefault(name, split) != split:
-                raise UserError(f"data.{split}_list: '{name}' is also in data.{chosen[name]}_list; keep it in one")
+                raise UserError(
+                    f"data.{split}_list: '{name}' is also in data.{chosen[name]}_list; keep it in one"
+                )
     if "train" not in chosen.values():
         raise UserError("data.train_list: not set or empty; name the training items in it")
     return _carve(chosen, config, tuple(split for split in ("val", "test") if not lists[split]))
 
 
 def _read_list(path: str, key: str, root: Path, known: set[str]) -> list[str]:
-    """The names in a list file; a label after the name (as UCF-101's lists have) is ignored, # begins a comment."""
+    """The names in a list file; a label after the name (as UCF-101's lists have) is ignored, # begins a
+    comment."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"{key}: {file} is not a file")
     names = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+    for number, line in enumerate(
+        file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1
+    ):
         line = line.strip()
         if not line or line.startswith("#"):
             continue

@@ -9,7 +9,12 @@ from torch import Tensor
 
 
 def crop_window(
-    height: int, width: int, out_height: int, out_width: int, crop: str, generator: Optional[np.random.Generator]
+    height: int,
+    width: int,
+    out_height: int,
+    out_width: int,
+    crop: str,
+    generator: Optional[np.random.Generator],
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width), in source pixels, of the window that is resized to the clip's size.
 

@@ -36,7 +36,9 @@ class VideoFolder(SourceDataset):
         return decoding.read_video(self.root / source.name, source, indices)
 
 
-def probe_one(root: Path, quick: bool, with_changes: bool, name: str, alive: Callable[[], None]) -> list[Source]:
+def probe_one(
+    root: Path, quick: bool, with_changes: bool, name: str, alive: Callable[[], None]
+) -> list[Source]:
     decoding.check_file(root / name, root)
     return [probe_video(root / name, name, quick, with_changes, alive)]
 

@@ -1,8 +1,8 @@
 """Decoding in worker processes that may hang or die: who was at which item, and how it is stopped.
 
-A decoder that hangs cannot be interrupted from Python: no signal handler runs meanwhile. So each worker sets the
-kernel's alarm, whose default action ends the process, and notes in shared memory which item it is at; from that note
-the parent knows what killed a worker.
+A decoder that hangs cannot be interrupted from Python: no signal handler runs meanwhile. So each worker sets
+the kernel's alarm, whose default action ends the process, and notes in shared memory which item it is at;
+from that note the parent knows what killed a worker.
 """
 
 import atexit
@@ -37,7 +37,8 @@ class Logbook:
 
     @contextmanager
     def working_on(self, item: int, timeout: float) -> Iterator[None]:
-        """Notes the item and ends this process when it takes longer than `timeout` s. Outside a worker: nothing."""
+        """Notes the item and ends this process when it takes longer than `timeout` s. Outside a worker:
+        nothing."""
         info = get_worker_info()
         if info is None:
             yield
@@ -76,7 +77,8 @@ class WorkersDied(Exception):
 
 
 def _start_worker(logbook: Logbook, worker: int) -> None:
-    # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has saved.
+    # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has
+    # saved.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -89,7 +91,9 @@ class WorkerCrew:
     dataset[batch] is computed in a worker for every `batch` in turn; results come in that order.
     """
 
-    def __init__(self, dataset: Dataset, batches: Any, workers: int, logbook: Logbook, timeout: float, pin: bool):
+    def __init__(
+        self, dataset: Dataset, batches: Any, workers: int, logbook: Logbook, timeout: float, pin: bool
+    ):
         """`timeout` is seconds for one item."""
         self._logbook = logbook
         self._timeout = timeout
@@ -164,7 +168,7 @@ class WorkerCrew:
 
 def _hint(code: int | None) -> str:
     if code == -signal.SIGBUS:
-        return ", bus error: shared memory is full; enlarge /dev/shm (docker --shm-size) or lower data.num_workers"
+        return ", bus error: shared memory is full; enlarge /dev/shm or lower data.num_workers"
     if code == -signal.SIGKILL:
         return ", killed from outside: out of memory? lower data.num_workers"
     return ""
