@@ -4,14 +4,13 @@
 """
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import torch
 import yaml
 
-from vidpred import distributed, random_streams
+from vidpred import distributed, random_streams, range_checks
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
 from vidpred.conditioning import given_mask
@@ -41,22 +40,21 @@ CALIBRATION_CLIPS = 64
 FEW_CLIPS = ["--data.num_clips=64", "--data.num_val_clips=16", "--data.num_test_clips=1"]
 
 # Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
-FIXED_SECTIONS = ("data", "autoencoder", "network", "conditioning", "diffusion", "seed")
-FREE_DATA_KEYS = ("num_workers", "decode_timeout", "cache", "max_bad_fraction", "root")
-
-
-@dataclass(frozen=True)
-class Splits:
-    """The three splits. Validation guides the run; test is only for `tools/evaluate.py`."""
-
-    train: ClipDataset
-    val: ClipDataset
+FIXED_KEYS = (
+    "data", "autoencoder", "network", "conditioning", "diffusion", "seed", "init_from", "overfit_one_batch",
+    "training.batch_size",  # running draw numbers are counted in batches
+)
+FREE_KEYS = (
+    "data.root", "data.num_workers", "data.decode_timeout", "data.cache", "data.max_bad_fraction",
+    "autoencoder.frames_per_chunk", "autoencoder.half", "autoencoder.min_psnr", "network.activation_checkpointing",
+)
 
 
 def train(config: Config) -> RunOutcome:
     """Trains, or goes on with, the run that `config` names; every process of torchrun calls it."""
     with distributed.process_group(config.device) as device:
         setup_console()
+        range_checks.reset()
         config.training.micro_batch_size(distributed.world_size())  # refused here, before any data is touched
         folder = Path(config.runs_dir) / config.name
         store = CheckpointStore(folder / "checkpoints")
@@ -82,11 +80,11 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     _require_fitting_grid(config, autoencoder)
     autoencoder = autoencoder.to(device)
     report = folder / "data_report.json"
-    splits = Splits(*(build_dataset(config.data, split, config.seed, report) for split in ("train", "val")))
-    logger.info("data: %d training and %d validation items of %s", len(splits.train), len(splits.val), splits.train.name)
+    train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
+    logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
     mask = given_mask(config.conditioning)
     if checkpoint is None:
-        calibration = calibrate(config, splits.train, autoencoder, device)
+        calibration = calibrate(config, train_clips, autoencoder, device)
     else:
         calibration = LatentCalibration(autoencoder.latent_channels).to(device)
         calibration.load_state_dict(checkpoint.tensors["calibration"])
@@ -96,17 +94,17 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
 
     def open_loader(first_step: int) -> ClipLoader:
         return training_loader(
-            splits.train, seed=config.seed, global_batch=config.training.batch_size,
+            train_clips, seed=config.seed, global_batch=config.training.batch_size,
             accumulation=config.training.accumulation, first_step=first_step, given_mask=mask,
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout, device_type=device.type,
             repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
         )
 
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
-        return evaluate(current, splits.val, config.evaluation, mask, seed=config.seed, step=step, ema=True)
+        return evaluate(current, val_clips, config.evaluation, mask, seed=config.seed, step=step, ema=True)
 
     validation = ValidationSet(
-        splits.val, mask, config.training.validation_clips, config.training.visualize_clips,
+        val_clips, mask, config.training.validation_clips, config.training.visualize_clips,
         batch_size=config.evaluation.batch_size,
     )
     return VideoPredictionTask(
@@ -196,28 +194,26 @@ def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
 def _require_same_run(config: Config, checkpoint: Checkpoint) -> None:
     """A resume must be of the same model and data; the length, the rates and the rhythms may change."""
     before, now = (_identity(values) for values in (checkpoint.config, config.resolved()))
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
+    for key in sorted(before.keys() & now.keys()):  # a key that one of them lacks is of another version
+        if before[key] != now[key]:
             raise UserError(
-                f"{key}: is {now.get(key)}, but the run in {checkpoint.path.parents[1]} was started with "
-                f"{before.get(key)}; give the old value to go on, or another --name for a new run"
+                f"{key}: is {now[key]}, but the run in {checkpoint.path.parents[1]} was started with "
+                f"{before[key]}; give the old value to go on, or another --name for a new run"
             )
 
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys of what must not change within a run."""
-    flat: dict[str, Any] = {}
-    for section in FIXED_SECTIONS:
-        _flatten(resolved.get(section), section, flat)
-    return {key: value for key, value in flat.items() if key not in [f"data.{free}" for free in FREE_DATA_KEYS]}
+    """What must not change within a run, by dotted key."""
+    fixed = {key: value for key, value in _flat(resolved) if key.startswith(FIXED_KEYS)}
+    return {key: value for key, value in fixed.items() if key not in FREE_KEYS}
 
 
-def _flatten(value: Any, name: str, into: dict[str, Any]) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _flatten(item, f"{name}.{key}", into)
-    else:
-        into[name] = value
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _save_resolved(config: Config, folder: Path) -> None:

@@ -106,12 +106,13 @@ class CheckpointStore:
 
     def prune(self, keep_last: int, keep_every: int = 0, keep: Collection[Path] = ()) -> list[Path]:
         """Deletes complete checkpoints except the last `keep_last` (at least 1), every step that is a
-        multiple of `keep_every` (0: none) and those in `keep` (the best). Returns what was deleted. Torn ones
-        stay.
+        multiple of `keep_every` (0: none) and those in `keep` (the best). Returns what was deleted. Torn and
+        damaged ones stay, and do not count.
         """
         kept_names = {Path(path).name for path in keep}
         deleted = []
-        for path in self.complete()[: -max(keep_last, 1)]:
+        intact = [path for path in self.complete() if path not in self._named]  # what `latest` found damaged
+        for path in intact[: -max(keep_last, 1)]:
             if path.name in kept_names or (keep_every and _step_of(path) % keep_every == 0):
                 continue
             hidden = self.folder / f".{path.name}.deleting"  # so that a crash leaves no half of a checkpoint

@@ -5,8 +5,11 @@ that every other key belongs to one known dataclass. Anything wrong is one line 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
+import io
+import os
 import re
 import sys
 import types
@@ -14,7 +17,7 @@ import typing
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Literal, Mapping, Optional, Sequence
+from typing import Any, ContextManager, Iterator, Literal, Mapping, Optional, Sequence
 
 import docstring_parser
 import jsonargparse
@@ -30,6 +33,7 @@ from vidpred.networks import NETWORKS
 from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
 
 REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS}
+SMALLEST_FRAME = 11  # the window of SSIM
 DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet"}
 SECRET = re.compile(r"(^|[._])(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 
@@ -73,6 +77,14 @@ class Config:
                 f"conditioning.context_frames: {context} given frames leave nothing to predict in a clip of "
                 f"data.num_frames {frames}; lower the one or raise the other"
             )
+        if min(self.data.height, self.data.width) < SMALLEST_FRAME:
+            raise UserError(
+                f"data.height, data.width: {self.data.height}x{self.data.width} is too small to be evaluated; "
+                f"SSIM needs {SMALLEST_FRAME} pixels at least"
+            )
+        weights = self.evaluation.lpips_weights
+        if weights and not Path(weights).expanduser().is_file():
+            raise UserError(f"evaluation.lpips_weights: {weights} is not a file; give the backbone's weights")
         levels = self.diffusion.schedule.num_train_timesteps
         for key in ("num_inference_steps", "num_inference_steps_start"):
             steps = getattr(self.sampling, key)
@@ -103,8 +115,13 @@ def load_config(arguments: Sequence[str] | None = None, default_file: Path | Non
     _check_keys(sections, [*_leaves(values), *_argument_keys(overrides)])
     overrides = ["--print_config=comments" if o == "--print_config" else o for o in overrides]
     config = _parse(sections, values, _complete_switches(overrides, sections))
-    config.name = config.name or (known.config.stem if known.config else "run")
+    config.name = config.name or _default_name(known.config, config)
     return config
+
+
+def _default_name(file: Path | None, config: Config) -> str:
+    """That of the configuration file; a batch that is overfitted must not take the place of the real run."""
+    return (file.stem if file else "run") + ("_overfit" if config.overfit_one_batch else "")
 
 
 def config_from_resolved(values: Mapping[str, Any]) -> Config:
@@ -190,13 +207,13 @@ def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
     """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
     known = [key for key, _ in _known_keys(Config, sections)]
     for key in keys:
-        if key in known or key in ("help", "print_config"):
-            continue
         if SECRET.search(key):
             raise UserError(
                 f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
                 "by the service's own command or environment variable (WANDB_API_KEY)"
             )
+        if key in known or key in ("help", "print_config"):
+            continue
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key}: is a section of keys; set one of them, for example {inside[0]}")
@@ -212,7 +229,7 @@ def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
 def _parse(sections: Mapping[str, type], values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
     source = ["--config", yaml.safe_dump(dict(values))] if values else []
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _rank_0_speaks():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations are not the user's business
             parser = _parser(sections)
             namespace = parser.instantiate(parser.parse_args([*source, *overrides]))
@@ -220,6 +237,12 @@ def _parse(sections: Mapping[str, type], values: Mapping[str, Any], overrides: S
         raise UserError(_explain(_one_line(str(error)), dict(_known_keys(Config, sections)))) from error
     parts = {key: value for key, value in vars(namespace).items() if key != "config"}
     return Config(**parts)
+
+
+def _rank_0_speaks() -> ContextManager:
+    """The help, and the printed configuration, once and not once per process."""
+    silent = os.environ.get("RANK", "0") != "0"
+    return contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext()
 
 
 def _parser(sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:

@@ -3,7 +3,11 @@
 import functools
 import os
 import sys
+import time
 from typing import Callable
+
+
+SECONDS_BEFORE_OTHER_RANKS_SPEAK = 3.0  # torchrun looks at its processes ten times a second
 
 
 class UserError(Exception):
@@ -13,7 +17,8 @@ class UserError(Exception):
 def door(main: Callable[[], int | None]) -> Callable[[], None]:
     """Wraps a command's `main`: a `UserError` is printed as one line and ends with exit code 2.
 
-    Under `torchrun` every rank meets the same bad input, so only rank 0 prints it.
+    Under `torchrun` mostly all ranks meet the same bad input. The others wait a moment before they speak: if
+    rank 0 met it too, torchrun has ended them by then, and the line stands there once.
     """
 
     @functools.wraps(main)
@@ -21,8 +26,10 @@ def door(main: Callable[[], int | None]) -> Callable[[], None]:
         try:
             code = main()
         except UserError as error:
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            rank = int(os.environ.get("RANK", "0"))
+            time.sleep(SECONDS_BEFORE_OTHER_RANKS_SPEAK if rank else 0)
+            who = f" [rank {rank}]" if rank else ""
+            print(f"error{who}: {error}", file=sys.stderr, flush=True)
             code = 2
         sys.exit(code or 0)
 

@@ -22,8 +22,8 @@ class ConditioningConfig:
     def __post_init__(self):
         if self.scheme != "prediction":
             raise UserError(f"conditioning.scheme: '{self.scheme}' is not known; choose prediction")
-        if self.context_frames < 0:
-            raise UserError("conditioning.context_frames must be 0 or more")
+        if self.context_frames < 1:
+            raise UserError(f"conditioning.context_frames: {self.context_frames} must be 1 or more")
 
 
 def given_mask(config: ConditioningConfig) -> GivenMask:

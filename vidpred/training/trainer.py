@@ -296,6 +296,7 @@ class Trainer:
     def _save(self) -> None:
         """A checkpoint, validated so that the best is known; a run that is asked to stop does not wait."""
         self._heed(self._mail.collect())
+        self._require_finite_weights()
         if self._config.validate_every_step > 0 and not self._stopping:
             self._validate()
         tensors = {
@@ -313,6 +314,14 @@ class Trainer:
         self._snapshots.save(self.step, tensors, state, info)
         self._saved_step = self.step
 
+    def _require_finite_weights(self) -> None:
+        """A broken model must not take the place of the last good checkpoint. Equal on all ranks."""
+        if not parameter_norm(self._task.network).isfinite():
+            raise UserError(
+                f"step {self.step}: the weights are not finite, so no checkpoint is written; lower "
+                "training.learning_rate; the same command goes on from the last checkpoint"
+            )
+
     def _restore(self, checkpoint: Checkpoint) -> None:
         load_network(self._task.network, checkpoint)
         self._ema.load_state_dict(checkpoint.tensors["ema"], checkpoint.state["ema_updates"])
@@ -325,7 +334,7 @@ class Trainer:
 
     def _conclude(self, status: Literal["finished", "already finished"]) -> RunOutcome:
         """The evaluation of the last step, also when a finished run was stopped in the middle of it."""
-        if not self._task.is_evaluated(self.step):
+        if status == "finished" or not self._task.is_evaluated(self.step):
             self._evaluate()
         logger.info(
             "run %s: %d of %d steps done%s",
@@ -364,7 +373,7 @@ def _failures_of_one_rank(step: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        cure = "raise training.accumulation, lower training.batch_size or switch on activation checkpointing"
+        cure = "raise training.accumulation, or switch on network.activation_checkpointing"
         logger.error("out of GPU memory at step %d", step)
         raise UserError(f"out of GPU memory at step {step}: {cure}") from error
     except UserError as error:
