@@ -1,7 +1,7 @@
 """The denoiser: a network and a parameterization make an estimate of the clean latents.
 
 Notation: x = alpha * x0 + sigma * eps, per frame; `given` frames have (alpha, sigma) = (1, 0), or little noise.
-Whatever the network predicts (eps, v, x0), the denoiser returns x0: clipping, guidance and diagnosis see
+Whatever the network predicts (eps, v, x0), the denoiser returns x0: clipping and diagnosis see
 nothing else. With `residual`, the network works relative to a reference frame c, the nearest given frame:
 
     D(x) = c + D_r(x - alpha * c),    c = 0 where no frame is given, and at the given frames themselves
