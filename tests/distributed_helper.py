@@ -81,7 +81,7 @@ def run_command(
         out, err = process.communicate(timeout=timeout)
     except BaseException as reason:
         # torchrun puts each worker into a session of its own: end those too, not only the launcher.
-        _kill({process.pid} | _descendants(process.pid))
+        kill_tree(process.pid)
         out, err = process.communicate()
         if not isinstance(reason, subprocess.TimeoutExpired):
             raise
@@ -108,8 +108,9 @@ def _descendants(pid: int) -> set[int]:
     return found
 
 
-def _kill(pids: set[int]) -> None:
-    for pid in pids:
+def kill_tree(pid: int) -> None:
+    """Ends a process and everything that it started."""
+    for pid in {pid} | _descendants(pid):
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:

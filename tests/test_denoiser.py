@@ -1,4 +1,4 @@
-"""The denoiser: the algebra of residuals and parameterizations with stand-in networks, and the training loss."""
+"""The denoiser: the algebra of residuals and parameterizations with stand-in networks, and the loss."""
 
 import math
 
@@ -35,7 +35,8 @@ class Returns(nn.Module):
         self.answer, self.asked = answer, None
 
     def forward(self, x, noise_code, given, frame_times, condition=None):
-        self.asked = dict(x=x, noise_code=noise_code, given=given, frame_times=frame_times, condition=condition)
+        names = ("x", "noise_code", "given", "frame_times", "condition")
+        self.asked = dict(zip(names, (x, noise_code, given, frame_times, condition)))
         return torch.zeros_like(x) if self.answer is None else self.answer
 
 
@@ -44,7 +45,7 @@ def parameterization(name):
 
 
 def problem(mask="prediction", family="variance preserving", dtype=torch.float64):
-    """(x0, noise, level, given, frame times): clean at given frames, between 0.1 and 0.9 of noise elsewhere."""
+    """(x0, noise, level, given, frame times): clean at given frames, much noise elsewhere."""
     generator = torch.Generator().manual_seed(3)
     x0, noise = torch.randn(2, B, T, C, H, W, generator=generator, dtype=dtype)
     given = torch.tensor(MASKS[mask]).bool().expand(B, T)
@@ -54,7 +55,7 @@ def problem(mask="prediction", family="variance preserving", dtype=torch.float64
     return x0, noise, level, given, torch.arange(T, dtype=dtype).expand(B, T)
 
 
-# The reference frame -------------------------------------------------------------------------------------------
+# The reference frame ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_each_clip_has_its_own_reference():
     assert torch.equal(reference[0, 4], x[0, 0]) and torch.equal(reference[1, 0], x[1, 4])
 
 
-# A perfect network ---------------------------------------------------------------------------------------------
+# A perfect network -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +126,7 @@ def test_a_new_network_copies_the_last_frame():
     assert torch.equal(estimate[:, 2:], x0[:, 1:2].expand(-1, 3, -1, -1, -1))
 
 
-# What the network is asked -------------------------------------------------------------------------------------
+# What the network is asked ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,7 +144,7 @@ def test_the_network_sees_the_noised_residual_at_unit_scale_and_the_code_alone(f
 
 
 def test_given_frames_that_are_slightly_noised_are_the_reference_as_they_are():
-    """Context noise: c is the given frame as the network sees it, and x0 of an unknown frame is still exact."""
+    """Context noise: c is the given frame as the network sees it, and x0 is still exact."""
     x0, noise, level, given, times = problem()
     slight = NoiseLevel.from_alpha_sigma(*FAMILIES["variance preserving"](torch.full((B, T), 0.05).double()))
     level = NoiseLevel.where(given, slight, level)
@@ -154,12 +155,13 @@ def test_given_frames_that_are_slightly_noised_are_the_reference_as_they_are():
     torch.testing.assert_close(Denoiser(network, parameterization("v"))(x, level, given, times), x0)
 
 
-# The loss at given frames --------------------------------------------------------------------------------------
+# The loss at given frames ----------------------------------------------------------------------------------
 
 
 def test_the_loss_is_zero_at_given_frames_and_the_mean_over_the_others():
     x0, noise, level, given, times = problem()
-    loss = Denoiser(Returns(torch.full_like(x0, 100.0)), parameterization("v")).loss(x0, noise, level, given, times)
+    denoiser = Denoiser(Returns(torch.full_like(x0, 100.0)), parameterization("v"))
+    loss = denoiser.loss(x0, noise, level, given, times)
     assert not loss.per_frame[given].any() and (loss.per_frame[~given] > 1000).all()
     torch.testing.assert_close(loss.per_clip, loss.per_frame[:, 2:].mean(1))
     assert torch.equal(loss.output, torch.full_like(x0, 100.0))
@@ -179,11 +181,12 @@ def test_the_noise_of_given_frames_changes_nothing():
 
 def test_a_clip_that_is_given_whole_has_loss_zero_and_not_nan():
     x0, noise, level, given, times = problem("everything")
-    loss = Denoiser(Returns(torch.ones_like(x0)), parameterization("eps")).loss(x0, noise, level, given, times)
+    denoiser = Denoiser(Returns(torch.ones_like(x0)), parameterization("eps"))
+    loss = denoiser.loss(x0, noise, level, given, times)
     assert loss.per_clip.tolist() == [0.0, 0.0]
 
 
-# Parts ---------------------------------------------------------------------------------------------------------
+# Parts -----------------------------------------------------------------------------------------------------
 
 
 def test_with_network_keeps_the_rest():

@@ -168,7 +168,7 @@ def test_wrong_input_is_refused():
         network(x, *others, condition=torch.zeros(2, 8))
 
 
-# The section `network` of a configuration ----------------------------------------------------------------------
+# The section `network` of a configuration ------------------------------------------------------------------
 
 
 def test_the_configuration_reaches_the_network():
@@ -189,7 +189,7 @@ def test_the_configuration_reaches_the_network():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(spatial_attention_levels=(4,)), "network.spatial_attention_levels: level 4 does not exist; use 0"),
+        (dict(spatial_attention_levels=(4,)), "spatial_attention_levels: level 4 does not exist; use 0 to 3"),
         (dict(joint_attention_levels=(-1,)), "network.joint_attention_levels: level -1 does not exist"),
         (dict(head_dim=48), "network.head_dim: 48 does not divide the 512 channels of level 3"),
         (dict(head_dim=4), "network.head_dim: 4 is not possible; give an even number from 6 on"),
@@ -235,8 +235,15 @@ def test_a_network_of_ones_own(own_kind):
 def test_what_the_registry_refuses(own_kind):
     with pytest.raises(UserError, match="network.kind 'scale' is registered twice"):
         NETWORKS.register("scale", own_kind)
-    with pytest.raises(UserError, match="ScaleConfig must be a dataclass with the field: kind: str = 'other'"):
+    with pytest.raises(UserError, match="ScaleConfig must be a dataclass with the field: kind"):
         NETWORKS.register("other", own_kind)
+
+
+    class Undecorated(own_kind):
+        kind = "other"
+
+    with pytest.raises(UserError, match="Undecorated must be a dataclass"):
+        NETWORKS.register("other", Undecorated)
     with pytest.raises(UserError, match="network.kind: 'nope' is not known; choose one of scale, unet"):
         NETWORKS.config_class("nope")
     with pytest.raises(UserError, match="network.widht: unknown key; known keys: kind, factor"):

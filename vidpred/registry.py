@@ -31,7 +31,9 @@ class Registry:
         """Decorates `build(config, **parts)`; `config_class` is a dataclass whose `kind` defaults to `kind`."""
         if kind in self._kinds:
             raise UserError(f"{self.section}.kind '{kind}' is registered twice: choose another name")
-        if not dataclasses.is_dataclass(config_class) or getattr(config_class, "kind", None) != kind:
+        fields = dataclasses.fields(config_class) if dataclasses.is_dataclass(config_class) else ()
+        # The field, not the class attribute: a subclass that forgot @dataclass has the one and not the other.
+        if {field.name: field.default for field in fields}.get("kind") != kind:
             raise UserError(f"{config_class.__name__} must be a dataclass with the field: kind: str = {kind!r}")
 
         def decorate(build: Callable) -> Callable:
