@@ -80,7 +80,7 @@ def calibration_of(clips, autoencoder):
     return calibration
 
 
-def make_subject(tmp_path, denoiser, clips, *, calibration=None, gain=1.0, clip="auto", weights=None, **changes):
+def make_subject(tmp_path, denoiser, clips, *, calibration=None, gain=1.0, clip="auto", weights=None):
     autoencoder = Pixels(gain)
     predictor = Predictor(
         denoiser,
@@ -92,8 +92,7 @@ def make_subject(tmp_path, denoiser, clips, *, calibration=None, gain=1.0, clip=
         FRAMES,
     )
     weights = weights or {"weight": torch.ones(3)}
-    subject = Subject("a model", predictor, weights, None, None, None, None, 0, tmp_path, "model")
-    return dataclasses.replace(subject, **changes)
+    return Subject("a model", predictor, weights, None, None, None, None, 0, tmp_path, "model")
 
 
 def oracle(clips, gain=1.0):
@@ -279,7 +278,7 @@ def test_report_and_plot_hold_whatever_was_measured(tmp_path, weight):
     examination = examine(subject, clips)
     lines = list(examination_lines(examination))
     assert sum(line.split()[:1] == [str(step)] for step in range(8) for line in lines) == 8
-    assert len(lines) == 3 + 1 + 2 + 8 + 1 + 1 + 2 + 10
+    assert len(lines) == 3 + 1 + 2 + 8 + 1 + 1 + 3 + 10
     save_plot(tmp_path / "plot.png", "a title", examination)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert verdict(examination.findings(), "").count("\n") == 0

@@ -50,7 +50,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="run folder or checkpoint")
     parser.add_argument("--clips", type=int, default=8, metavar="N", help="validation clips to look at (8)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the plot goes (the run's diagnosis/)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the plot (the run's diagnosis/)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     options = parser.parse_args()
     if options.clips < 1:

@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="run folder or checkpoint")
     parser.add_argument("--video", type=Path, metavar="FILE", help="a video file to continue")
     parser.add_argument("--clips", type=int, default=4, metavar="N", help="validation clips to predict (4)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the pictures go (the run's inference/)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the pictures (the run's inference/)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     options = parser.parse_args()
     if options.clips < 1:

@@ -1,6 +1,6 @@
 """Findings: rules over measurements. Each names what is wrong, why it is believed, and what to change.
 
-The bounds are wide on purpose: a finding should mean that something is broken, not that a model could be better.
+The bounds are wide on purpose: a finding means that something is broken, not that a model could be better.
 """
 
 import math
@@ -25,8 +25,8 @@ OUTSIDE, OUTSIDE_FRACTION = 0.1, 0.05  # how far beyond [0, 1] decoded frames ma
 class Finding:
     """One thing that is wrong.
 
-    severity: fatal, no prediction of this model means anything; serious, predictions are damaged. name: fixed,
-    for programs. evidence: what was measured. cause: the likely reason. change: what to do.
+    severity: fatal, no prediction of this model means anything; serious, predictions are damaged. name: for
+    programs, it stays. evidence: what was measured. cause: the likely reason. change: what to do.
     """
 
     severity: Severity
@@ -64,10 +64,11 @@ def weight_findings(figures: WeightFigures) -> Iterator[Finding]:
         )
     elif figures.stuck or (figures.ema_updates == 0 and figures.distance):
         stuck = f"{len(figures.stuck)} averaged tensors are still zero where the weights are not"
+        idle = f"0 updates, but its distance to the weights is {figures.distance:.3g}"
         yield Finding(
             "fatal",
             "ema_never_updated",
-            stuck if figures.stuck else f"0 updates, but its distance to the weights is {figures.distance:.3g}",
+            stuck if figures.stuck else idle,
             "the average was not updated, or not from the weights that were trained",
             "call the EMA update after every optimizer step, on every rank",
         )
@@ -115,12 +116,12 @@ def learning_findings(rows: Sequence[LevelRow]) -> Iterator[Finding]:
             "nothing_learned",
             f"the one-step error is {ratio:.2f} of what needs no learning",
             "the model is untrained, or its weights, levels or latents do not belong together",
-            "train longer (--overfit_one_batch must bring the loss near 0), check that the weights were loaded",
+            "train longer; see whether --overfit_one_batch brings the loss near 0",
         )
 
 
 def learning_ratio(rows: Sequence[LevelRow]) -> float:
-    """Geometric mean over levels of the one-step error over the error that needs no learning; 0 is perfect."""
+    """One-step error over the error that needs no learning: geometric mean over levels; 0 is perfect."""
     ratios = [row.error / max(row.unlearned, 1e-6) for row in rows]
     if not all(map(math.isfinite, ratios)):
         return math.nan
@@ -169,7 +170,9 @@ def clip_rate(rows: Sequence[StepRow]) -> float:
 
 
 def _eps_findings(rows: Sequence[StepRow]) -> Iterator[Finding]:
-    """E|eps|^2 is 1. Of its best estimate E[eps | x] it is less, since estimating averages (Jensen), but no less
+    """The noise level of the state, by its eps.
+
+    E|eps|^2 is 1. Of its best estimate E[eps | x] it is less, since estimating averages (Jensen), but no less
     than sigma^2 for latents of unit deviation: even the best constant filter of x finds that much of it.
     """
     off = [row for row in rows if not EPS_TOO_SMALL * row.sigma <= row.eps_norm <= EPS_TOO_LARGE]
@@ -186,7 +189,7 @@ def _eps_findings(rows: Sequence[StepRow]) -> Iterator[Finding]:
 
 
 def frame_findings(outside: float, low: float, high: float) -> Iterator[Finding]:
-    """`outside`: fraction of the decoded values that are further than 0.1 from [0, 1]; low, high: their range."""
+    """outside: fraction of the decoded values further than 0.1 from [0, 1]. low, high: their range."""
     if outside > OUTSIDE_FRACTION:
         yield Finding(
             "serious",

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from vidpred.data import ClipBatch
-from vidpred.diagnosis.findings import OUTSIDE, Finding, frame_findings, ranked, sampling_findings, weight_findings
+from vidpred.diagnosis.findings import (
+    OUTSIDE,
+    Finding,
+    frame_findings,
+    ranked,
+    sampling_findings,
+    weight_findings,
+)
 from vidpred.diagnosis.measurement import Trace, latent_figures, weight_figures
 from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import StepReport
@@ -37,9 +44,10 @@ class InferenceCheck:
             yield f"picture: {picture}"
         if self.prediction is not None:
             clips, frames = self.prediction.shape[:2]
+            per_frame, per_step = 1e3 * self.seconds / (clips * frames), 1e3 * self.seconds_per_step
             yield (
-                f"timing: {1e3 * self.seconds / (clips * frames):.1f} ms per predicted frame, "
-                f"{1e3 * self.seconds_per_step:.1f} ms per sampling step ({clips} clips of {frames} frames at once)"
+                f"timing: {per_frame:.1f} ms per predicted frame, {per_step:.1f} ms per sampling step "
+                f"({clips} clips of {frames} frames at once)"
             )
         for finding in self.findings:
             yield f"finding ({finding.severity}): {finding}"

@@ -48,7 +48,7 @@ def sampling_steps(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed
 
 @torch.no_grad()
 def one_step_errors(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> list[LevelRow]:
-    """The error of one call of the denoiser at levels from pure noise to almost none, which sampling visits too."""
+    """The error of one call of the denoiser at ten levels, from pure noise to a tenth of the timesteps."""
     clips = clips.to(latents.device)
     unknown = ~clips.given
     copied = reference_frames(latents, clips.given, clips.frame_times)

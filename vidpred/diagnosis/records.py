@@ -31,7 +31,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class LevelRow:
-    """The one-step error of x0 at one level, rms over the unknown frames, and of two rules that need no learning.
+    """The one-step error of x0 at one level, rms over the unknown frames, and that of two rules.
 
     error: the model's, before clipping. zero: of predicting the mean of the data. copy_last: of repeating c.
     """
@@ -47,8 +47,8 @@ class LevelRow:
     def unlearned(self) -> float:
         """What the better of the two rules comes to with the best constant filter of x (Wiener).
 
-        With s the rule's error, c + k (x - alpha c) with the best k leaves s sigma / sqrt(alpha^2 s^2 + sigma^2):
-        s itself at pure noise, and less where x shows x0. (c = 0 for the first rule.)
+        With s the rule's error, c + k (x - alpha c) with the best k leaves
+        s sigma / sqrt(alpha^2 s^2 + sigma^2): s at pure noise, less where x shows x0. (c = 0 for the first.)
         """
         s = min(self.zero, self.copy_last)
         return s * self.sigma / max(math.hypot(self.alpha * s, self.sigma), 1e-12)
@@ -56,8 +56,8 @@ class LevelRow:
 
 @dataclass(frozen=True)
 class LatentFigures:
-    """Latents of the clips. mean, std: per channel. uncertainty: standard error of each mean, from clip to clip
-    (infinite for one clip). low, high: over all. measured: whether the calibration ever was.
+    """Latents of the clips. mean, std: per channel. uncertainty: standard error of each mean, from clip to
+    clip (infinite for one clip). low, high: over all. measured: whether the calibration ever was.
     """
 
     mean: tuple[float, ...]

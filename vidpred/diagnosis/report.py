@@ -19,7 +19,8 @@ def results_folder(chosen: Optional[Path], default: Path) -> Path:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); give another folder with --out") from error
+        reason = error.strerror
+        raise UserError(f"{folder}: cannot be written ({reason}); give another folder with --out") from error
     return folder
 
 
@@ -46,7 +47,8 @@ def _weight_lines(figures: WeightFigures) -> Iterator[str]:
 
 def _latent_lines(figures: LatentFigures, clips: int) -> Iterator[str]:
     channels = "; ".join(f"{mean:+.2f} +- {std:.2f}" for mean, std in zip(figures.mean, figures.std))
-    yield f"latents of {clips} clips, calibrated: [{figures.low:.2f}, {figures.high:.2f}], channels {channels}"
+    whole = _range((figures.low, figures.high))
+    yield f"latents of {clips} clips, calibrated: {whole}, channels {channels}"
 
 
 def _step_lines(rows: list[StepRow]) -> Iterator[str]:
@@ -63,7 +65,8 @@ def _step_lines(rows: list[StepRow]) -> Iterator[str]:
 
 
 def _level_lines(rows: list[LevelRow]) -> Iterator[str]:
-    yield "one-step error of x0 by level, rms; 'no learning' is the best constant filter of x_t around the references"
+    yield "one-step error of x0 by level, rms"
+    yield "('no learning' is the best constant filter of x_t around the better of the two references)"
     yield (
         f"{'timestep':>8}  {'alpha':>6}  {'sigma':>6}  {'model':>9}  {'predict zero':>12}  {'copy last':>9}  "
         f"{'no learning':>11}  {'model / no learning':>19}"

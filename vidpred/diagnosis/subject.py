@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
+import torch
 from torch import Tensor
 
 from vidpred.checkpoint_store import read_checkpoint
@@ -17,6 +18,8 @@ from vidpred.data import (
     ClipError,
     build_dataset,
     evaluation_batches,
+    evenly_spaced_clips,
+    require_half,
 )
 from vidpred.data.probing import probe_video
 from vidpred.data.sources import Source, window_starts
@@ -75,10 +78,9 @@ def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Sub
 
 
 def validation_clips(subject: Subject, count: int) -> ClipBatch:
-    """`count` clips, or all if there are fewer, evenly spaced over the validation split of the model's data."""
+    """`count` clips, or all if there are fewer, evenly spaced over the validation split of its data."""
     dataset = build_dataset(subject.data, "val", subject.seed)
-    count = min(count, len(dataset))
-    return _read(subject, dataset, [i * len(dataset) // count for i in range(count)])
+    return _read(subject, dataset, evenly_spaced_clips(dataset, count))
 
 
 def video_clip(subject: Subject, video: Path) -> tuple[ClipBatch, float]:
@@ -113,13 +115,21 @@ def _clip_config(source: Source, subject: Subject) -> ClipConfig:
         return context
 
 
-def _read(subject: Subject, dataset: ClipDataset, indices: list[int]) -> ClipBatch:
-    """Decoded in a process of its own: a decoder that hangs or dies becomes a UserError."""
+def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBatch:
+    """Clips that cannot be read are left out, of which there may not be more than half."""
     batches = evaluation_batches(
         dataset,
-        indices,
-        len(indices),
+        numbers,
+        1,
         given_mask(subject.conditioning),
         timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
     )
-    return [batch for batch, _ in batches][0]
+    read = [batch for batch, _ in batches]
+    require_half(len(read), batches.dropped, dataset)
+    return ClipBatch(
+        frames=torch.cat([batch.frames for batch in read]),
+        given=torch.cat([batch.given for batch in read]),
+        frame_times=torch.cat([batch.frame_times for batch in read]),
+        draws=torch.cat([batch.draws for batch in read]),
+        names=[name for batch in read for name in batch.names],
+    )
