@@ -22,7 +22,7 @@ from vidpred.data import ClipDataset, build_dataset, evaluation_batches, trainin
 from vidpred.autoencoders import build_autoencoder
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import NoiseLevel, NoiseSchedule, build_parameterization
-from vidpred.evaluation import evaluate
+from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.random_streams import normal, uniform
 from vidpred.training.ema import Ema
@@ -31,7 +31,9 @@ from vidpred.training.preparation import Autocast
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 SCHEDULE_UNITS = 10_000  # the learning rate is a function of the part of the time that has passed
-VALIDATE_EVERY = 50  # steps
+BATCH_SIZE = 8  # clips a step, for all
+VALIDATE_EVERY = 10  # steps
+VALIDATED_CLIPS, EVALUATED_CLIPS = 16, 32
 
 
 @dataclass
@@ -110,7 +112,8 @@ def train_and_score(
     precision = _faster_precision(scene, network, residual)
     run = _train(scene, network, ema, residual, rate, 60 * minutes, precision)
     result = evaluate(
-        scene.predictor(ema.network, residual), scene.val, scene.config.evaluation,
+        scene.predictor(Autocast(ema.network, scene.device, precision), residual), scene.val,
+        EvaluationConfig(num_clips=EVALUATED_CLIPS, lpips_net="none"),
         given_mask(scene.config.conditioning), seed=scene.config.seed, step=run.steps, ema=True,
     )
     print(result.table(), file=sys.stderr, flush=True)
@@ -143,7 +146,7 @@ def _train(
     denoiser = scene.predictor(Autocast(network, scene.device, precision), residual).denoiser
     run, never = Run(), torch.zeros((), device=scene.device)
     loader = training_loader(
-        scene.train, seed=scene.config.seed, global_batch=settings.batch_size, accumulation=1, first_step=0,
+        scene.train, seed=scene.config.seed, global_batch=BATCH_SIZE, accumulation=1, first_step=0,
         given_mask=given_mask(scene.config.conditioning), num_workers=scene.config.data.num_workers,
         timeout=scene.config.data.decode_timeout, device_type=scene.device.type,
     )
@@ -178,7 +181,7 @@ def _loss(scene: Scene, denoiser: Denoiser, batch, purpose: str) -> Tensor:
 @torch.no_grad()
 def _validate(scene: Scene, network: nn.Module, residual: bool) -> float:
     denoiser = scene.predictor(network, residual).denoiser
-    indices = range(0, len(scene.val), max(len(scene.val) // 32, 1))
+    indices = range(0, len(scene.val), max(len(scene.val) // VALIDATED_CLIPS, 1))
     batches = evaluation_batches(scene.val, indices, 8, given_mask(scene.config.conditioning))
     losses = [_loss(scene, denoiser, batch.to(scene.device), "validation")[valid] for batch, valid in batches]
     return float(torch.cat(losses).mean())
@@ -187,7 +190,7 @@ def _validate(scene: Scene, network: nn.Module, residual: bool) -> float:
 def _faster_precision(scene: Scene, network: nn.Module, residual: bool) -> torch.dtype | None:
     """bf16 or fp32, whichever takes less time for a forward and backward pass of this network."""
     mask = given_mask(scene.config.conditioning)
-    indices = range(scene.config.training.batch_size)
+    indices = range(BATCH_SIZE)
     batch = next(iter(evaluation_batches(scene.train, indices, len(indices), mask)))[0].to(scene.device)
     medians = {}
     for precision in (None, torch.bfloat16):
