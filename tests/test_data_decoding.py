@@ -197,7 +197,7 @@ def test_decord_failing_later_falls_back_to_pyav(tmp_path, monkeypatch):
     path = write_video(tmp_path / "good.mp4", numbered_frames(40))
     source = probe(path)
 
-    def fail(path, indices):
+    def fail(path, indices, size):
         raise ClipError("decord: failed")
 
     monkeypatch.setattr(decoding, "read_decord", fail)
@@ -238,3 +238,25 @@ def test_without_anchors_pyav_decodes_from_the_beginning(tmp_path, long_video):
     source = dataclasses.replace(probe(long_video), reader="pyav", anchors=())
     for request in REQUESTS:
         assert read_numbers(long_video, source, request) == request
+
+
+def smooth_video(path: Path) -> Path:
+    y, x = np.mgrid[0:240, 0:320]
+    waves = [127 + 100 * np.sin((x + 4 * t) / 23) * np.cos(y / 31) for t in range(8)]
+    return write_video(path, np.stack([np.stack([w, w, 255 - w], axis=-1) for w in waves]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_both_readers_shrink_alike_and_as_resizing_does(tmp_path, turned):
+    path = smooth_video(tmp_path / "large.mp4")
+    if turned:
+        rotate(path, 90)
+    source, indices = probe(path), np.array([1, 2, 6])
+    size = (80, 60) if turned else (60, 80)
+    native = decoding.read_video(path, source, indices)
+    assert source.reader == "decord" and native.shape[1:3] == (4 * size[0], 4 * size[1])
+    expected = native.reshape(3, size[0], 4, size[1], 4, 3).mean(axis=(2, 4))
+    by_pyav = decoding.read_pyav(path, indices, source, size)
+    assert by_pyav.shape == expected.shape and np.abs(by_pyav - expected).mean() < 4  # Colours shift a little.
+    read = decoding.read_video(path, source, indices, size)
+    assert np.array_equal(read, native) if turned else np.abs(read - by_pyav.astype(int)).mean() < 1

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from vidpred.data import ClipConfig, ClipError
-from vidpred.data.selection import ClipRejected, allowed_starts
+from vidpred.data.selection import ClipRejected, allowed_starts, disjoint_starts
 from vidpred.data.sources import Source, window, window_starts
-from vidpred.data.transforms import crop_window, transform
+from vidpred.data.transforms import crop_window, decoding_size, transform
 from vidpred.errors import UserError
 
 
@@ -43,6 +43,21 @@ def test_windows_by_rate_of_irregular_sources_go_by_time():
     indices, times = window(irregular, config, 0)
     assert indices.tolist() == [0, 3, 5] and times == pytest.approx([0.0, 1.0, 2.0])
     assert window_starts(irregular, config).tolist() == [0, 1, 2]
+
+
+def test_repeated_frames_have_the_times_at_which_they_were_wanted():
+    pausing = source(5, fps=1.0, times=(0.0, 1.0, 4.0, 5.0, 6.1))
+    indices, times = window(pausing, ClipConfig(num_frames=7, fps=1.0), 0)
+    assert indices.tolist() == [0, 1, 1, 2, 2, 3, 4]
+    assert times == pytest.approx([0, 1, 2, 3, 4, 5, 6.1])
+
+
+def test_disjoint_windows_have_no_frame_in_common():
+    assert disjoint_starts(source(20), ClipConfig(num_frames=4)).tolist() == [0, 4, 8, 12, 16]
+    assert disjoint_starts(source(20), ClipConfig(num_frames=4, frame_stride=3)).tolist() == [0, 10]
+    assert disjoint_starts(source(20, fps=10.0), ClipConfig(num_frames=4, fps=5.0)).tolist() == [0, 7]
+    cut = source(20, changes=tuple([1.0] * 5 + [90.0] + [1.0] * 13))
+    assert disjoint_starts(cut, ClipConfig(num_frames=4, max_cut=30)).tolist() == [0, 6, 10, 14]
 
 
 def test_a_rate_above_the_sources_is_refused():
@@ -87,6 +102,18 @@ def test_crop_windows_have_the_clips_shape():
     assert crop_window(100, 30, 10, 20, "center", None) == (42, 0, 15, 30)
     places = {crop_window(8, 12, 8, 8, "random", np.random.default_rng(seed))[1] for seed in range(60)}
     assert places == {0, 1, 2, 3, 4}
+
+
+def test_large_sources_are_shrunk_by_the_decoder_to_what_covers_the_clip():
+    assert decoding_size(480, 640, 256, 256, "center") == (256, 341)
+    assert decoding_size(480, 640, 256, 256, "none") == (256, 256)
+    assert decoding_size(1920, 1080, 256, 256, "random") == (455, 256)
+    assert (
+        decoding_size(360, 640, 256, 256, "center") is None and decoding_size(64, 64, 64, 64, "none") is None
+    )
+    for height, width in ((480, 640), (719, 1281), (1920, 1080), (400, 3000)):
+        size = decoding_size(height, width, 250, 200, "center")
+        assert crop_window(*size, 250, 200, "center", None)[2:] == (250, 200)
 
 
 def test_transform_is_deterministic_and_without_generator_fixed():

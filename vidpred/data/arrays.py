@@ -172,7 +172,7 @@ class Arrays(SourceDataset):
         super().__init__(name, sources, config)
         self.root = root
 
-    def read(self, source: Source, indices: np.ndarray) -> np.ndarray:
+    def read(self, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]]) -> np.ndarray:
         name = source.name.rsplit("#", 1)[0] if source.row or source.name.endswith("#0") else source.name
         with ArrayFile(self.root / name, self.config) as file:
             return file.read(source.row, indices)

@@ -4,7 +4,7 @@ decord 0.6.0 counts the packets that an edit list discards, may then return othe
 misreads AVI files with B-frames; `probing` finds out once per file which reader is right, and this module
 obeys. Readers are opened per call, with one thread: one that was opened before a fork hangs in the child.
 
-Both readers convert to RGB at the size of the file, so the pixels do not depend on which of them is used.
+Both readers convert to RGB by FFmpeg's scaler with the same filter, so the pixels do not depend on which is used.
 """
 
 import bisect
@@ -78,39 +78,52 @@ def open_video(path: Path) -> Iterator[tuple[Any, Any]]:
 class FrameConverter:
     """PyAV frames -> upright RGB arrays. One object per file: making a new scaler per frame is slow."""
 
-    def __init__(self, rotation: int):
+    def __init__(self, rotation: int, size: Optional[tuple[int, int]] = None):
+        """`size` is the (height, width) of the upright picture; None keeps the file's."""
         from av.video.reformatter import VideoReformatter
 
         self._reformatter = VideoReformatter()
         self._turns = rotation // 90 % 4
+        self._scaling: dict[str, Any] = {}
+        if size is not None:
+            height, width = size if self._turns % 2 == 0 else size[::-1]
+            self._scaling = {"width": width, "height": height, "interpolation": "BILINEAR"}
 
     def __call__(self, frame: Any) -> np.ndarray:
         """(H, W, 3) uint8."""
-        pixels = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        pixels = self._reformatter.reformat(frame, format="rgb24", **self._scaling).to_ndarray()
         return np.rot90(pixels, self._turns)
 
 
-def read_video(path: Path, source: Source, indices: np.ndarray) -> np.ndarray:
+def read_video(
+    path: Path, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]] = None
+) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 RGB at `indices` (T,), by the reader that the scan found right.
+
+    `size` (H, W) makes the decoder shrink them; None gives the file's own size.
 
     Raises ClipError. Where decord fails on a file that it once read, PyAV is asked before giving up.
     """
     path = check_file(path)
     if source.reader == "decord":
         try:
-            return read_decord(path, indices)
+            # Rotated files stay as they are: decord scales before it turns.
+            return read_decord(path, indices, None if source.rotation else size)
         except ClipError:
-            return read_pyav(path, indices, source)
-    return read_pyav(path, indices, source)
+            return read_pyav(path, indices, source, size)
+    return read_pyav(path, indices, source, size)
 
 
-def open_decord(path: Path) -> Any:
+def open_decord(path: Path, size: Optional[tuple[int, int]] = None) -> Any:
     """A decord reader with one thread; duplicated frames are an error. Raises ClipError."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
     with decord_errors():
-        return decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1, fault_tol=1)
+        height, width = size or (-1, -1)
+        return decord.VideoReader(
+            str(path), ctx=decord.cpu(0), width=width, height=height, num_threads=1, fault_tol=1
+        )
 
 
 @contextlib.contextmanager
@@ -133,11 +146,11 @@ def decord_errors() -> Iterator[None]:
         raise ClipError(f"decord: {lines[0][:200]}") from error
 
 
-def read_decord(path: Path, indices: np.ndarray) -> np.ndarray:
+def read_decord(path: Path, indices: np.ndarray, size: Optional[tuple[int, int]] = None) -> np.ndarray:
     """Frames (T, H, W, 3) at `indices`, in one sorted request."""
     asked = np.asarray(indices).tolist()
     wanted = sorted(set(asked))
-    reader = open_decord(path)
+    reader = open_decord(path, size)
     with decord_errors():
         # Without a copy, and without decord's bridge to torch, which is a setting of the thread.
         frames = from_dlpack(reader.get_batch(wanted).to_dlpack()).numpy()
@@ -147,10 +160,12 @@ def read_decord(path: Path, indices: np.ndarray) -> np.ndarray:
     return frames if asked == wanted else frames[np.searchsorted(wanted, asked)]
 
 
-def read_pyav(path: Path, indices: np.ndarray, source: Source) -> np.ndarray:
+def read_pyav(
+    path: Path, indices: np.ndarray, source: Source, size: Optional[tuple[int, int]] = None
+) -> np.ndarray:
     """Frames (T, H, W, 3) at `indices`: seeks to the source's anchors, decodes onwards from there."""
     wanted, places = np.unique(np.asarray(indices), return_inverse=True)
-    convert = FrameConverter(source.rotation)
+    convert = FrameConverter(source.rotation, size)
     with open_video(path) as (container, stream), av_errors("cannot be decoded"):
         found = dict(
             _decode_wanted(container, stream, [int(index) for index in wanted], source.anchors, convert)

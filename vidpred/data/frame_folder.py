@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class FrameFolder(SourceDataset):
         super().__init__(name, sources, config)
         self.root = root
 
-    def read(self, source: Source, indices: np.ndarray) -> np.ndarray:
+    def read(self, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]]) -> np.ndarray:
         folder = self.root / source.name
         pictures = numbered_pictures(folder)
         if len(pictures) != source.frames:

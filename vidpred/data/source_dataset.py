@@ -10,7 +10,7 @@ from vidpred.data.clips import Clip, ClipDataset
 from vidpred.data.config import ClipConfig
 from vidpred.data.selection import allowed_starts
 from vidpred.data.sources import Source, window
-from vidpred.data.transforms import transform
+from vidpred.data.transforms import decoding_size, transform
 
 
 class SourceDataset(ClipDataset):
@@ -24,8 +24,12 @@ class SourceDataset(ClipDataset):
         self.config = config
 
     @abc.abstractmethod
-    def read(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        """Frames (T, h, w, 3) uint8 RGB at `indices` (T,), ascending. Raises ClipError."""
+    def read(self, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]]) -> np.ndarray:
+        """Frames (T, h, w, 3) uint8 RGB at `indices` (T,), ascending. Raises ClipError.
+
+        `size` (h, w) is what a reader that can shrink frames as it decodes should return; others, and all where
+        it is None, return the source's own size.
+        """
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -38,6 +42,7 @@ class SourceDataset(ClipDataset):
         starts = allowed_starts(source, config)
         chosen = 0 if generator is None else int(generator.integers(len(starts)))
         indices, times = window(source, config, int(starts[chosen]))
-        frames = self.read(source, indices)
+        size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
+        frames = self.read(source, indices, size)
         pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)
         return Clip(frames=pixels, frame_times=torch.from_numpy(times), name=source.name)

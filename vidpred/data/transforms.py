@@ -7,6 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+DECODER_SCALES_FROM = 1.5  # A decoder that shrinks by less than this saves nothing.
+
+
+def decoding_size(
+    height: int, width: int, out_height: int, out_width: int, crop: str
+) -> Optional[tuple[int, int]]:
+    """The (height, width) to which a decoder should shrink a frame of a large source; None: not at all.
+
+    The smallest that covers the clip, of which `transform` then only cuts a window (crop "none": the clip's own).
+    Converting all pixels of a large frame to RGB costs more than decoding it.
+    """
+    if min(height / out_height, width / out_width) < DECODER_SCALES_FROM:
+        return None
+    if crop == "none":
+        return out_height, out_width
+    scale = max(out_height / height, out_width / width)
+    return max(out_height, round(height * scale)), max(out_width, round(width * scale))
+
 
 def crop_window(
     height: int,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -32,8 +32,8 @@ class VideoFolder(SourceDataset):
         super().__init__(name, sources, config)
         self.root = root
 
-    def read(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        return decoding.read_video(self.root / source.name, source, indices)
+    def read(self, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]]) -> np.ndarray:
+        return decoding.read_video(self.root / source.name, source, indices, size)
 
 
 def probe_one(
