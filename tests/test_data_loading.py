@@ -11,7 +11,7 @@ import pytest
 import torch
 from data_fixtures import Trouble, TroubleConfig
 
-from vidpred.data import evaluation_batches, training_loader
+from vidpred.data import evaluation_batches, evenly_spaced_clips, require_half, sample_clips, training_loader
 from vidpred.data.draws import DrawOrder, micro_batches
 from vidpred.errors import UserError
 
@@ -201,7 +201,98 @@ def test_evaluation_batches_have_one_shape_and_mask_the_padding():
 
 
 @pytest.mark.parametrize("trouble", ["hangs", "dies", "fails"])
-def test_evaluation_names_the_file_that_stops_it(trouble):
+@pytest.mark.parametrize("batch_size, workers", [(2, 1), (3, 2)])
+def test_evaluation_leaves_out_a_clip_that_cannot_be_read(trouble, batch_size, workers, caplog):
     dataset = Trouble(TroubleConfig(**{trouble: 4}))
-    with pytest.raises(UserError, match="item 4"):
-        list(evaluation_batches(dataset, range(6), 2, first_two, timeout=1.0))
+    batches = evaluation_batches(
+        dataset, range(6), batch_size, first_two, timeout=1.0, num_workers=workers
+    )
+    with caplog.at_level(logging.WARNING):
+        read = [name for batch, valid in batches for name in batch.names[: int(valid.sum())]]
+    assert read == ["item 0", "item 1", "item 2", "item 3", "item 5"]
+    assert list(batches.dropped) == [4] and batches.dropped[4].startswith("item 4: ")
+    assert len([record for record in caplog.records if "left out item 4" in record.message]) == 1
+
+
+def test_a_batch_of_unreadable_clips_is_skipped():
+    class Gone(Trouble):
+        def clip(self, index, generator):
+            if index < 2:
+                raise OSError("gone")
+            return super().clip(index, generator)
+
+    batches = evaluation_batches(Gone(TroubleConfig()), range(4), 2, first_two, num_workers=0)
+    assert [batch.draws.tolist() for batch, _ in batches] == [[2, 3]]
+    require_half(2, batches.dropped, Gone(TroubleConfig()))
+    with pytest.raises(UserError, match="2 of 3 fixed clips of trouble cannot be read .item 0: gone"):
+        require_half(1, batches.dropped, Gone(TroubleConfig()))
+
+
+class Windows(Trouble):
+    """Item i has windows[i] fixed clips."""
+
+    def __init__(self, *windows):
+        super().__init__(TroubleConfig(items=len(windows)))
+        self.windows = windows
+
+    def num_windows(self, index):
+        return self.windows[index]
+
+    def fixed_clip(self, index, window):
+        clip = self.clip(index, None)
+        clip.frames[:] = 10 * window + index
+        return clip
+
+
+def test_fixed_clips_are_spread_over_items_and_over_their_windows():
+    assert evenly_spaced_clips(Trouble(TroubleConfig(items=10)), 5) == [0, 2, 4, 6, 8]
+    assert evenly_spaced_clips(Trouble(TroubleConfig(items=3)), 64) == [0, 1, 2]
+    assert len(set(evenly_spaced_clips(Trouble(TroubleConfig(items=100)), 64))) == 64
+    assert evenly_spaced_clips(Windows(9, 9, 9), 2) == [12, 13], "the middle window"
+    numbers = evenly_spaced_clips(Windows(1, 100, 9), 9)
+    assert [divmod(number, 3)[::-1] for number in numbers] == [
+        (0, 0), (1, 12), (2, 1), (1, 37), (2, 3), (1, 62), (2, 5), (1, 87), (2, 7),
+    ]
+    dataset = Windows(1, 3)
+    numbers = evenly_spaced_clips(dataset, 8)
+    assert numbers == [0, 1, 3, 5]
+    (batch, valid), = evaluation_batches(dataset, numbers, 4, first_two, num_workers=0)
+    assert batch.frames[:, 0, 0, 0, 0].tolist() == [0, 1, 11, 21] and valid.all()
+    assert batch.draws.tolist() == numbers and batch.names[:3] == [
+        "item 0", "item 1 (window 1 of 3)", "item 1 (window 2 of 3)",
+    ]
+
+
+def test_sampled_clips_are_seeded_and_bad_items_are_replaced(monkeypatch):
+    def names(batch_size, rank=0, world=1):
+        as_rank(monkeypatch, rank, world)
+        loader = sample_clips(
+            Trouble(TroubleConfig(fails=7)), 15, seed=0, purpose="calibration", batch_size=batch_size,
+            num_workers=0, timeout=30.0,
+        )
+        return [name for batch in loader for name in batch.names]
+
+    one = names(4)
+    assert len(one) == 15 and "item 7" not in one and len(set(one)) == 11
+    assert [names(2, rank, 2) for rank in range(2)] == [one[0::2], one[1::2]]
+
+
+def test_a_user_error_in_a_worker_stays_one_line():
+    class Refusing(Trouble):
+        def clip(self, index, generator):
+            raise UserError("data: install the decoder")
+
+    loader = make_loader(Refusing(TroubleConfig()))
+    with pytest.raises(UserError) as caught:
+        next(loader)
+    loader.close()
+    assert str(caught.value) == "data: install the decoder"
+
+
+def test_workers_that_always_die_are_one_line():
+    def dying_mask(generator, frames):  # not while an item is read: no item is to blame
+        os._exit(7)
+
+    loader = make_loader(Trouble(TroubleConfig()), given_mask=dying_mask)
+    with pytest.raises(UserError, match="die again and again .*exit code 7.*; lower data.num_workers.*/dev/shm"):
+        next(loader)

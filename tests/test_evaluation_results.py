@@ -24,6 +24,7 @@ from evaluation_helper import (
 )
 
 from vidpred.autoencoders import MockConfig, build_autoencoder
+from vidpred.data import ClipError
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.metrics import LpipsUnavailable, lpips, psnr, ssim
@@ -195,6 +196,34 @@ def test_protocol_says_whose_weights_and_how_many_steps():
     ).protocol
     assert (protocol["step"], protocol["ema"], protocol["seed"]) == (1000, True, 9)
     assert protocol["sampling"]["num_inference_steps"] == 2 and protocol["height"] == SIZE
+
+
+def test_an_unreadable_clip_is_left_out_and_named():
+    def evaluate_without(*broken):
+        class Damaged(Squares):
+            def clip(self, index, generator=None):
+                if index in broken:
+                    raise ClipError("damaged")
+                return super().clip(index)
+
+        config = EvaluationConfig(lpips_net="none", batch_size=2)
+        predictor = make_predictor(CopyLast())
+        return evaluate(predictor, Damaged(), config, first_frames, seed=0, num_workers=0)
+
+    result, whole = evaluate_without(4), evaluate_without()
+    assert [clip.index for clip in result.clips] == [0, 1, 2, 3, 5, 6]
+    assert result.values("model", "psnr")[4] == pytest.approx(whole.values("model", "psnr")[5])
+    assert result.protocol["clips_dropped"] == ["clip 4"] and result.protocol["clips"] == 6
+    assert "1 clips left out, unreadable: clip 4" in result.table()
+    assert whole.protocol["clips_dropped"] == [] and "left out" not in whole.table()
+    with pytest.raises(UserError, match="4 of 7 fixed clips of squares cannot be read"):
+        evaluate_without(0, 1, 2, 3)
+
+
+def test_an_empty_split_is_refused():
+    config = EvaluationConfig(lpips_net="none")
+    with pytest.raises(UserError, match="holds no clip"):
+        evaluate(make_predictor(CopyLast()), Squares(0), config, first_frames, seed=0)
 
 
 def test_table_is_aligned_and_complete(evaluation):

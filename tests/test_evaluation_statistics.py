@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from vidpred.evaluation import copy_last, extrapolate, student_t, summarize
-from vidpred.evaluation.evaluator import choose_clips
-from vidpred.errors import UserError
 
 
 def test_quantile_closed_forms():
@@ -72,9 +70,7 @@ def test_extrapolation_of_a_single_frame_is_its_copy():
     assert torch.equal(extrapolate(frames, torch.arange(3.0)[None], 1), copy_last(frames, 1))
 
 
-def test_clips_are_evenly_spaced():
-    assert choose_clips(10, 5) == [0, 2, 4, 6, 8]
-    assert choose_clips(3, 64) == [0, 1, 2]
-    assert len(set(choose_clips(100, 64))) == 64
-    with pytest.raises(UserError, match="holds no clip"):
-        choose_clips(0, 5)
+def test_extrapolation_between_equal_times_is_a_copy():
+    times = torch.tensor([[0.0, 0.0, 1.0, 2.0], [0.0, 1.0, 2.0, 3.0]])
+    line = extrapolate(ramp(10, 20, 0, 0).expand(2, -1, -1, -1, -1), times, 2)
+    assert line[:, :, 0, 0, 0].tolist() == [[20, 20], [30, 40]]

@@ -234,3 +234,21 @@ def test_expectations(low, high, finite, values, broken):
         range_checks.collect(3)
     assert (caught.value.name, caught.value.step, caught.value.stats.count) == ("x", 3, len(values))
     assert range_checks.collect(4) == {}
+
+
+def test_an_expectation_can_bring_its_own_cure():
+    for cure, shown in ((None, "expected .*; lower the learning rate"), ("look at the videos", "; look at")):
+        range_checks.expect("x", -1, 1, cure=cure)
+        range_checks.report("x", torch.tensor([5.0]))
+        with pytest.raises(range_checks.RangeError, match=shown):
+            range_checks.collect()
+
+
+def test_gather_or_fail_without_a_group():
+    assert distributed.gather_or_fail(lambda: 3) == [3] and distributed.all_or_fail(lambda: 3) == 3
+    with pytest.raises(UserError, match="^one line$"):
+        distributed.all_or_fail(_fail)
+
+
+def _fail():
+    raise UserError("one line")

@@ -232,9 +232,25 @@ def test_an_empty_or_unreadable_validation_split_is_one_line(tmp_path):
     mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
     with pytest.raises(UserError, match="validation split holds no clip"):
         make_task(tmp_path, validation=ValidationSet(Squares(0), mask, 5, 2, 2))
-    task = make_task(tmp_path, validation=ValidationSet(Squares(5, broken=(2,)), mask, 5, 2, 2))
-    with pytest.raises(UserError, match="square 2.mp4: damaged"):
-        task.validate(task.network)
+    broken = ValidationSet(Squares(5, broken=(0, 2, 4)), mask, 5, 5, 2, num_workers=0)
+    task = make_task(tmp_path, validation=broken)
+    for work in (lambda: task.validate(task.network), lambda: task.visualize(task.network, 1, 1.0)):
+        with pytest.raises(UserError, match="3 of 5 fixed clips .*square 0.mp4: damaged"):
+            work()
+
+
+def test_a_clip_that_cannot_be_read_is_left_out_of_validation_and_pictures(tmp_path):
+    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
+
+    def task_with(batch_size, broken=(2,)):
+        clips = ValidationSet(Squares(5, broken), mask, 5, 5, batch_size, num_workers=0)
+        return make_task(tmp_path, validation=clips)
+
+    losses = [task.validate(task.network)["loss"] for task in (task_with(2), task_with(4), task_with(4, ()))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and losses[0] != pytest.approx(losses[2], rel=1e-5)
+    task = task_with(2)
+    pictures = task.visualize(task.network, 1, 1.0).pictures
+    assert {path.name[:5] for path in pictures} == {"00000", "00001", "00003", "00004"}
 
 
 def settings(**changes):

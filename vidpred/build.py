@@ -3,6 +3,7 @@
     folder and checks -> data -> autoencoder and its check -> latent calibration -> predictor -> task -> trainer
 """
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any, Iterator
@@ -15,7 +16,7 @@ from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstru
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
 from vidpred.conditioning import given_mask
 from vidpred.configuration import Config, load_config
-from vidpred.data import ClipDataset, ClipLoader, build_dataset, evaluation_batches, training_loader
+from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis import Subject, subject_from_checkpoint
 from vidpred.diffusion import NoiseSchedule, build_parameterization
@@ -101,11 +102,15 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         )
 
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
-        return evaluate(current, val_clips, config.evaluation, mask, seed=config.seed, step=step, ema=True)
+        return evaluate(
+            current, val_clips, config.evaluation, mask, seed=config.seed, step=step, ema=True,
+            num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
+        )
 
     validation = ValidationSet(
         val_clips, mask, config.training.validation_clips, config.training.visualize_clips,
-        batch_size=config.evaluation.batch_size,
+        batch_size=config.evaluation.batch_size, num_workers=config.data.num_workers,
+        timeout=config.data.decode_timeout,
     )
     return VideoPredictionTask(
         predictor, open_loader, validation, evaluate_on_validation,
@@ -153,31 +158,27 @@ def calibrate(
     config: Config, dataset: ClipDataset, autoencoder: Autoencoder, device: torch.device
 ) -> LatentCalibration:
     """Moments of the latents of training clips, after a check that the autoencoder gives frames back."""
-    count = min(CALIBRATION_CLIPS, len(dataset))
-    chosen = [i * len(dataset) // count for i in range(count)]
-    mine = [chosen[i] for i in distributed.shard(count)]
-    batches = evaluation_batches(dataset, mine, config.evaluation.batch_size, given_mask(config.conditioning))
-    clips = [batch.frames[valid] for batch, valid in batches]
-    # The check may fail on one rank alone, and an error raised by one leaves the others waiting: all raise it.
-    failures = distributed.gather_objects(_reconstruction_failure(config, autoencoder, clips, device))
-    if any(failures):
-        raise UserError(next(failure for failure in failures if failure))
+    clips = distributed.all_or_fail(lambda: _calibration_clips(config, dataset, autoencoder, device))
     calibration = measure_calibration(autoencoder.encode, clips, autoencoder.latent_channels, device)
     logger.info("%s", calibration)
     return calibration
 
 
-def _reconstruction_failure(
-    config: Config, autoencoder: Autoencoder, clips: list[torch.Tensor], device: torch.device
-) -> str:
-    if not clips:
-        return ""
-    try:
+def _calibration_clips(
+    config: Config, dataset: ClipDataset, autoencoder: Autoencoder, device: torch.device
+) -> list[torch.Tensor]:
+    """This rank's share of the clips, (B, T, 3, H, W) uint8 each: random windows, as training sees them."""
+    loader = sample_clips(
+        dataset, len(evenly_spaced_clips(dataset, CALIBRATION_CLIPS)), seed=config.seed, purpose="calibration",
+        batch_size=config.evaluation.batch_size, num_workers=config.data.num_workers,
+        timeout=config.data.decode_timeout,
+    )
+    with contextlib.closing(loader):
+        clips = [batch.frames for batch in loader]
+    if clips:
         psnr = check_reconstruction(autoencoder, clips[0].to(device), config.autoencoder.min_psnr)
-    except UserError as error:
-        return str(error)
-    logger.info("autoencoder %s gives training frames back at %.1f dB", autoencoder.name, psnr)
-    return ""
+        logger.info("autoencoder %s gives training frames back at %.1f dB", autoencoder.name, psnr)
+    return clips
 
 
 def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:

@@ -11,13 +11,15 @@ barriers therefore travel over gloo and never make the host wait for the GPU's q
 import contextlib
 import datetime
 import os
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vidpred.errors import UserError
+
+T = TypeVar("T")
 
 
 def _environment(name: str, default: int) -> int:
@@ -148,6 +150,28 @@ def gather_objects(value: Any) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def all_or_fail(work: Callable[[], T]) -> T:
+    """This rank's result of `work`; a UserError of any rank is raised on all of them.
+
+    A rank that failed alone would leave the others waiting, and only rank 0 prints the error. `work` must
+    not use collective operations.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except UserError as error:
+        failure = str(error)
+    failures = [failure for failure in gather_objects(failure) if failure is not None]
+    if failures:
+        raise UserError(failures[0])
+    return result
+
+
+def gather_or_fail(work: Callable[[], T]) -> list[T]:
+    """The result of `work` on every rank, in rank order; see `all_or_fail`."""
+    return gather_objects(all_or_fail(work))
 
 
 def broadcast_object(value: Any) -> Any:

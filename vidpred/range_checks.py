@@ -42,11 +42,12 @@ class RangeStats:
 
 @dataclass(frozen=True)
 class Expectation:
-    """Bounds of a name; None leaves that side open."""
+    """Bounds of a name; None leaves that side open. `cure` is what to do when they are broken."""
 
     low: Optional[float] = None
     high: Optional[float] = None
     finite: bool = True
+    cure: Optional[str] = None
 
     def broken_by(self, stats: RangeStats) -> bool:
         too_low = self.low is not None and stats.minimum < self.low
@@ -64,10 +65,8 @@ class RangeError(UserError):
     def __init__(self, name: str, stats: RangeStats, expected: Expectation, step: Optional[int]):
         self.name, self.stats, self.step = name, stats, step
         when = "" if step is None else f" at step {step}"
-        super().__init__(
-            f"{name} left its range{when}: {stats}, expected {expected}; lower the learning rate or "
-            f"check the normalisation of what goes into {name}"
-        )
+        cure = expected.cure or f"lower the learning rate or check the normalisation of what goes into {name}"
+        super().__init__(f"{name} left its range{when}: {stats}, expected {expected}; {cure}")
 
 
 # Per name, float64 on the tensors' device: (values, finite values, sum, sum of squares) and (-min, max).
@@ -89,9 +88,19 @@ def report(name: str, tensor: Tensor) -> None:
     _sums[name], _extremes[name] = sums, extremes
 
 
-def expect(name: str, low: Optional[float] = None, high: Optional[float] = None, finite: bool = True) -> None:
-    """From now on `collect` raises RangeError when a value of `name` is outside [low, high] or not finite."""
-    _expectations[name] = Expectation(low, high, finite)
+def expect(
+    name: str,
+    low: Optional[float] = None,
+    high: Optional[float] = None,
+    finite: bool = True,
+    cure: Optional[str] = None,
+) -> None:
+    """From now on `collect` raises RangeError when a value of `name` is outside [low, high] or not finite.
+
+    `cure` ends the error's line: what the user can do about it. Not given: what helps against a network that
+    diverges.
+    """
+    _expectations[name] = Expectation(low, high, finite, cure)
 
 
 def collect(step: Optional[int] = None) -> dict[str, RangeStats]:

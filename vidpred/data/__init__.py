@@ -3,9 +3,9 @@
 from vidpred.data.arrays import ArraysConfig
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError
 from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_dataset
-from vidpred.data.evaluation_batches import evaluation_batches
+from vidpred.data.evaluation_batches import evaluation_batches, evenly_spaced_clips, require_half
 from vidpred.data.frame_folder import FrameFolderConfig
-from vidpred.data.loading import ClipLoader, training_loader
+from vidpred.data.loading import ClipLoader, sample_clips, training_loader
 from vidpred.data.shapes import ShapesConfig
 from vidpred.data.video_folder import VideoFolderConfig
 
@@ -24,5 +24,8 @@ __all__ = [
     "VideoFolderConfig",
     "build_dataset",
     "evaluation_batches",
+    "evenly_spaced_clips",
+    "require_half",
+    "sample_clips",
     "training_loader",
 ]

@@ -65,9 +65,14 @@ class ClipBatch:
 
 
 class ClipDataset(abc.ABC):
-    """The items of one split. One's own kind of data implements these four and registers its builder."""
+    """The items of one split. One's own kind of data implements the four without a body here and registers
+    its builder; the rest may stay as it is.
+    """
 
     name: str
+    may_hang: bool = False
+    """Whether reading a clip can hang or crash, as video decoders do. Such clips are validated and evaluated
+    from processes of their own, even with data.num_workers 0."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -84,6 +89,16 @@ class ClipDataset(abc.ABC):
     @abc.abstractmethod
     def item_name(self, index: int) -> str:
         """A name that stays the same from run to run (a path relative to the root)."""
+
+    def num_windows(self, index: int) -> int:
+        """How many fixed clips without common frames item `index` has; more than one is used where a split
+        has fewer items than clips are wanted."""
+        return 1
+
+    def fixed_clip(self, index: int, window: int) -> Clip:
+        """Fixed clip `window` of num_windows(index), in their order in time: centre crop, no flip. Raises
+        ClipError."""
+        return self.clip(index, None)
 
 
 def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch:

@@ -46,7 +46,7 @@ class ClipConfig:
     shots. 30 finds most of them. Not set: no check."""
     num_workers: int = 4
     """Processes per rank that decode clips (and scan files). 0 decodes in the training process, where nothing
-    can interrupt a decoder that hangs."""
+    can interrupt a decoder that hangs; calibration, validation and evaluation read videos with at least 1."""
     decode_timeout: float = 60.0
     """Seconds without progress after which a decoder counts as hung; its file is then set aside."""
     max_bad_fraction: float = 0.05

@@ -28,6 +28,8 @@ class DrawOrder:
     items: int
     repeat: Optional[int] = None
     """Draws n and n + repeat show the same clip (to overfit one batch); not set: an endless run of epochs."""
+    purpose: str = "clip"
+    """Of the generator that decides window, crop and flip."""
 
     def content(self, draw: int) -> int:
         """The draw number that decides which clip is shown, its window and its mask."""

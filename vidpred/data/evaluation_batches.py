@@ -1,82 +1,200 @@
-"""The fixed clips of evaluation, in batches of one fixed shape."""
+"""The fixed clips of validation and evaluation: which ones, and their batches of one fixed shape.
 
-from typing import Callable, Iterator, Sequence
+Of a data set of N items, clip number n is window n div N of item n mod N. The windows of an item have no
+frame in common, so that clips are as independent as the data set allows.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vidpred.data.clips import ClipBatch, ClipDataset, ClipError, collate
-from vidpred.data.workers import IDLE, Logbook, WorkerCrew, WorkersDied
+from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
+from vidpred.data.workers import Inquest, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 
+logger = logging.getLogger(__name__)
 
-class _IndexReader(Dataset):
-    """Indices -> ClipBatch or, of a clip that fails, the line to show; runs in the workers."""
+
+def evenly_spaced_clips(dataset: ClipDataset, wanted: int) -> list[int]:
+    """The numbers of `wanted` clips that are spread evenly over the data set, or of all where it has fewer.
+
+    No more clips than items: evenly spaced items, the middle window of each. More: of every item several
+    windows, spread evenly over it, as equally many as the items' lengths allow. Any first few of the numbers
+    are of different items.
+    """
+    items = len(dataset)
+    if wanted <= items:
+        chosen = [i * items // wanted for i in range(wanted)]
+        shares = {item: (dataset.num_windows(item), 1) for item in chosen}
+    else:
+        shares = _equal_shares([dataset.num_windows(item) for item in range(items)], wanted)
+    rounds = max((share for _, share in shares.values()), default=0)
+    return [
+        (2 * turn + 1) * windows // (2 * share) * items + item
+        for turn in range(rounds)
+        for item, (windows, share) in shares.items()
+        if turn < share
+    ]
+
+
+def _equal_shares(windows: list[int], wanted: int) -> dict[int, tuple[int, int]]:
+    """item -> (its windows, how many of them are taken); what a short item lacks, longer ones give."""
+    shares, left = {}, wanted
+    ascending = sorted(range(len(windows)), key=lambda item: windows[item])
+    for place, item in enumerate(ascending):
+        shares[item] = (windows[item], min(windows[item], left // (len(windows) - place)))
+        left -= shares[item][1]
+    return dict(sorted(shares.items()))
+
+
+def require_half(kept: int, dropped: Mapping[int, str], dataset: ClipDataset) -> None:
+    """Raises UserError where fewer than half of the fixed clips could be read; over all ranks."""
+    if kept < len(dropped):
+        shown = "; ".join(dropped[number] for number in sorted(dropped)[:3])
+        raise UserError(
+            f"data: {len(dropped)} of {kept + len(dropped)} fixed clips of {dataset.name} cannot be read "
+            f"({shown}); remove or repair the files, or raise data.decode_timeout"
+        )
+
+
+@dataclass
+class _Reading:
+    """What became of a group of numbers: `batch` has the `count` clips that could be read, and padding."""
+
+    batch: Optional[ClipBatch]
+    count: int
+    failures: list[tuple[int, str]]
+
+
+class _NumberReader(Dataset):
+    """Numbers of clips -> _Reading; runs in the workers."""
 
     def __init__(
-        self, dataset: ClipDataset, given_mask: Callable, seed: int, logbook: Logbook, timeout: float
+        self,
+        dataset: ClipDataset,
+        batch_size: int,
+        given_mask: Callable,
+        seed: int,
+        logbook: Logbook,
+        timeout: float,
     ):
+        self.excluded: set[int] = set()  # known to workers that start later
         self._dataset = dataset
+        self._batch_size = batch_size
         self._given_mask = given_mask
         self._seed = seed
         self._logbook = logbook
         self._timeout = timeout
 
-    def __getitem__(self, indices: list[int]) -> ClipBatch | str:
-        clips = {}
-        for index in dict.fromkeys(indices):  # Padding repeats an index: decode it once.
+    def __getitem__(self, numbers: list[int]) -> _Reading:
+        clips, failures = {}, []
+        for number in numbers:
+            if number in self.excluded:
+                continue
             try:
-                with self._logbook.working_on(index, self._timeout):
-                    clips[index] = self._dataset.clip(index, None)
+                with self._logbook.working_on(number, self._timeout):
+                    clips[number] = self._read(number)
             except (ClipError, OSError) as error:
-                return f"{self._dataset.item_name(index)}: {error}"
-        chosen = [clips[index] for index in indices]
-        masks = [
-            self._given_mask(host_generator(self._seed, "evaluation given", index), len(clip.frames))
-            for index, clip in zip(indices, chosen)
-        ]
-        return collate(chosen, np.stack(masks), indices)
+                failures.append((number, str(error)))
+        if not clips:
+            return _Reading(None, 0, failures)
+        rows = [*clips, *[next(iter(clips))] * (self._batch_size - len(clips))]
+        masks = [self._mask(number, clips[number]) for number in rows]
+        batch = collate([clips[number] for number in rows], np.stack(masks), rows)
+        return _Reading(batch, len(clips), failures)
+
+    def _read(self, number: int) -> Clip:
+        window, item = divmod(number, len(self._dataset))
+        clip = self._dataset.fixed_clip(item, window)
+        clip.name = clip_name(self._dataset, number)
+        return clip
+
+    def _mask(self, number: int, clip: Clip) -> np.ndarray:
+        return self._given_mask(host_generator(self._seed, "evaluation given", number), len(clip.frames))
+
+
+def clip_name(dataset: ClipDataset, number: int) -> str:
+    """The item's name, and which of its windows where it has several."""
+    window, item = divmod(number, len(dataset))
+    windows = dataset.num_windows(item)
+    name = dataset.item_name(item)
+    return name if windows == 1 else f"{name} (window {window + 1} of {windows})"
+
+
+class EvaluationBatches:
+    """Iterates once over (ClipBatch, valid); made by `evaluation_batches`.
+
+    A clip whose decoder hangs, dies or fails is left out: logged in one line, and recorded in `dropped`
+    (number -> "name: reason"), which is complete at the end. Whether a clip is dropped does not depend on the
+    others, so neither on batches nor on ranks.
+    """
+
+    def __init__(self, reader: _NumberReader, groups: list[list[int]], start: Callable, name: Callable):
+        """`start(groups)` starts workers for the remaining groups; `name(number)` names a clip."""
+        self.dropped: dict[int, str] = {}
+        self._reader = reader
+        self._groups = groups
+        self._start = start
+        self._name = name
+
+    def __iter__(self) -> Iterator[tuple[ClipBatch, Tensor]]:
+        inquest, done, crew = Inquest(), 0, None
+        try:
+            while done < len(self._groups):
+                crew = crew or self._start(self._groups[done:])
+                try:
+                    reading = next(crew)
+                except WorkersDied as error:
+                    crew.stop()
+                    crew = None
+                    for number, reason in inquest.guilty(error):
+                        self._drop(number, reason)
+                    continue
+                done += 1
+                inquest.batch_arrived()
+                for number, reason in reading.failures:
+                    self._drop(number, reason)
+                if reading.batch is not None:
+                    yield reading.batch, torch.arange(len(reading.batch)) < reading.count
+        finally:
+            if crew is not None:
+                crew.stop()
+
+    def _drop(self, number: int, reason: str) -> None:
+        self._reader.excluded.add(number)
+        self.dropped[number] = f"{self._name(number)}: {reason}"
+        logger.warning("left out %s", self.dropped[number])
 
 
 def evaluation_batches(
     dataset: ClipDataset,
-    indices: Sequence[int],
+    numbers: Sequence[int],
     batch_size: int,
     given_mask: Callable[[np.random.Generator, int], np.ndarray],
     *,
     seed: int = 0,
     num_workers: int = 1,
     timeout: float = 60.0,
-) -> Iterator[tuple[ClipBatch, Tensor]]:
-    """Yields (batch of exactly `batch_size` clips, valid (batch_size,) bool) over this rank's `indices`.
+) -> EvaluationBatches:
+    """Iterates over (batch of exactly `batch_size` clips, valid (batch_size,) bool) of this rank's `numbers`.
 
-    Each clip is its item's fixed one (first window, centre crop, no flip) and its draw number is the index.
-    The last batch is filled up with its first clip, marked not valid. A file that hangs, kills or fails the
-    decoder raises UserError with its name, since numbers over other clips would not be comparable.
+    Clips are fixed (centre crop, no flip; see `evenly_spaced_clips` for their numbers), and a clip's draw
+    number is its number. Valid clips come first; the rest of a batch is filled up with its first clip. Clips
+    that cannot be read are left out, see `EvaluationBatches`: gather `dropped` from all ranks at the end, and
+    call `require_half`. `timeout` is seconds for one clip.
     """
-    groups = [list(indices[place : place + batch_size]) for place in range(0, len(indices), batch_size)]
-    padded = [group + [group[0]] * (batch_size - len(group)) for group in groups]
-    logbook = Logbook(num_workers)
-    reader = _IndexReader(dataset, given_mask, seed, logbook, timeout)
-    crew = WorkerCrew(reader, padded, min(num_workers, len(padded)), logbook, timeout, pin=False)
-    try:
-        for group in groups:
-            result = _next(crew, dataset)
-            if isinstance(result, str):
-                raise UserError(f"evaluation: {result}; remove or repair the file")
-            yield result, torch.arange(batch_size) < len(group)
-    finally:
-        crew.stop()
+    groups = [list(numbers[place : place + batch_size]) for place in range(0, len(numbers), batch_size)]
+    workers = max(num_workers, int(dataset.may_hang))
+    logbook = Logbook(workers)
+    reader = _NumberReader(dataset, batch_size, given_mask, seed, logbook, timeout)
 
+    def start(remaining: list[list[int]]) -> WorkerCrew:
+        return WorkerCrew(reader, remaining, min(workers, len(remaining)), logbook, timeout, pin=False)
 
-def _next(crew: WorkerCrew, dataset: ClipDataset) -> ClipBatch | str:
-    try:
-        return next(crew)
-    except WorkersDied as error:
-        for death in error.deaths:
-            if death.item != IDLE:
-                return f"{dataset.item_name(death.item)}: {death.reason}"
-        raise RuntimeError(f"evaluation: {error}") from error
+    return EvaluationBatches(reader, groups, start, lambda number: clip_name(dataset, number))

@@ -1,4 +1,4 @@
-"""The endless training loader: this rank's micro batches in fixed order, and the quarantine of bad items."""
+"""The training loader: this rank's micro batches in fixed order, and the quarantine of bad items."""
 
 import logging
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from vidpred import distributed
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
 from vidpred.data.draws import DrawOrder, micro_batches
-from vidpred.data.workers import IDLE, Logbook, WorkerCrew, WorkersDied
+from vidpred.data.workers import Inquest, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 
@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 GivenMask = Callable[[np.random.Generator, int], np.ndarray]
 """given_mask(generator, T) -> (T,) bool: which frames of a clip are given."""
-
-MAX_RESTARTS = 5  # In a row, without a single batch in between.
 
 
 @dataclass
@@ -68,7 +66,7 @@ class _DrawReader(Dataset):
         for item in self._order.candidates(draw):
             if self._excluded[item]:
                 continue
-            generator = host_generator(self._order.seed, "clip", content)
+            generator = host_generator(self._order.seed, self._order.purpose, content)
             try:
                 with self._logbook.working_on(item, self._timeout):
                     return self._dataset.clip(item, generator)
@@ -80,7 +78,8 @@ class _DrawReader(Dataset):
 
 
 class ClipLoader:
-    """This rank's micro batches for ever; see `draws` for their order. Made by `training_loader`.
+    """This rank's micro batches; see `draws` for their order. Made by `training_loader` (no end) and
+    `sample_clips`.
 
     An item whose decoder hangs, dies or fails is quarantined: recorded in `quarantined` (name -> reason, to
     be kept in checkpoints), logged in one line, and replaced by the next item of the order, now and from then
@@ -108,8 +107,7 @@ class ClipLoader:
         self._logbook = Logbook(num_workers)
         self._reader = _DrawReader(dataset, order, given_mask, self._excluded, self._logbook, timeout)
         self._delivered = 0
-        self._restarts = 0
-        self._kills: dict[int, int] = {}
+        self._inquest = Inquest()
         self._crew: Optional[WorkerCrew] = None
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -125,7 +123,7 @@ class ClipLoader:
                 self._recover(error)
                 continue
             self._delivered += 1
-            self._restarts = 0
+            self._inquest.batch_arrived()
             for item, reason in delivery.failures:
                 self._exclude(item, reason)
             return delivery.batch
@@ -164,16 +162,8 @@ class ClipLoader:
     def _recover(self, error: WorkersDied) -> None:
         """Quarantines what the dead workers were at, and starts again at the batch that is due."""
         self.close()
-        self._restarts += 1
-        for death in error.deaths:
-            self._kills[death.item] = self._kills.get(death.item, 0) + 1
-            # Killed from outside, perhaps for want of memory: only an item at which it happens twice is
-            # blamed.
-            if death.item != IDLE and not (death.killed and self._kills[death.item] < 2):
-                self._exclude(death.item, death.reason)
-                self._restarts = 0
-        if self._restarts > MAX_RESTARTS:
-            raise RuntimeError(f"data workers die again and again: {error}") from error
+        for item, reason in self._inquest.guilty(error):
+            self._exclude(item, reason)
 
     def _exclude(self, item: int, reason: str) -> None:
         name = self._dataset.item_name(item)
@@ -188,7 +178,7 @@ class ClipLoader:
             shown = "; ".join(f"{name}: {reason}" for name, reason in list(self.quarantined.items())[:3])
             raise UserError(
                 f"data: {len(self.quarantined)} of {len(self._dataset)} items of {self._dataset.name} failed "
-                f"while training ({shown}); check the disk, the memory and data.decode_timeout"
+                f"to give a clip ({shown}); check the disk, the memory and data.decode_timeout"
             )
 
 
@@ -229,4 +219,33 @@ def training_loader(
         num_workers,
         timeout,
         pin=device_type == "cuda",
+    )
+
+
+def sample_clips(
+    dataset: ClipDataset,
+    count: int,
+    *,
+    seed: int,
+    purpose: str,
+    batch_size: int,
+    num_workers: int,
+    timeout: float,
+) -> ClipLoader:
+    """This rank's share of `count` clips as training sees them: items in its order, in random windows.
+
+    Clip n is a function of (seed, purpose, n); no frame is marked as given. A bad item is replaced by the
+    next one of the order. Ends after the share, which is empty on some ranks where there are few clips.
+    """
+    mine = list(distributed.shard(count))
+    groups = [mine[place : place + batch_size] for place in range(0, len(mine), batch_size)]
+    workers = max(num_workers, int(dataset.may_hang))
+    return ClipLoader(
+        dataset,
+        DrawOrder(seed, len(dataset), purpose=purpose),
+        lambda skip: iter(groups[skip:]),
+        lambda generator, frames: np.zeros(frames, dtype=bool),
+        min(workers, len(groups)),
+        timeout,
+        pin=False,
     )

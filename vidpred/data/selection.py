@@ -9,7 +9,7 @@ import numpy as np
 
 from vidpred.data.clips import ClipError
 from vidpred.data.config import ClipConfig
-from vidpred.data.sources import Source, window, window_starts
+from vidpred.data.sources import Source, nearest_frames, window_starts
 
 
 class ClipRejected(ClipError):
@@ -43,7 +43,21 @@ def allowed_starts(source: Source, config: ClipConfig) -> np.ndarray:
     return starts[kept]
 
 
+def disjoint_starts(source: Source, config: ClipConfig) -> np.ndarray:
+    """Of the allowed starts those of clips without common frames, ascending, the first one first.
+
+    Raises as `allowed_starts` does.
+    """
+    starts = allowed_starts(source, config)
+    ends = _last_frames(source, config, starts)
+    places = [0]
+    while (following := int(np.searchsorted(starts, ends[places[-1]], side="right"))) < len(starts):
+        places.append(following)
+    return starts[places]
+
+
 def _last_frames(source: Source, config: ClipConfig, starts: np.ndarray) -> np.ndarray:
     if config.fps is None:
         return starts + (config.num_frames - 1) * config.frame_stride
-    return np.array([window(source, config, int(start))[0][-1] for start in starts])
+    times = source.frame_times()
+    return nearest_frames(times, times[starts] + (config.num_frames - 1) / config.fps)

@@ -6,9 +6,9 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
-from vidpred.data.clips import Clip, ClipDataset
+from vidpred.data.clips import Clip, ClipDataset, ClipError
 from vidpred.data.config import ClipConfig
-from vidpred.data.selection import allowed_starts
+from vidpred.data.selection import allowed_starts, disjoint_starts
 from vidpred.data.sources import Source, window
 from vidpred.data.transforms import decoding_size, transform
 
@@ -38,10 +38,22 @@ class SourceDataset(ClipDataset):
         return self.sources[index].name
 
     def clip(self, index: int, generator: Optional[np.random.Generator]) -> Clip:
-        source, config = self.sources[index], self.config
-        starts = allowed_starts(source, config)
+        starts = allowed_starts(self.sources[index], self.config)
         chosen = 0 if generator is None else int(generator.integers(len(starts)))
-        indices, times = window(source, config, int(starts[chosen]))
+        return self._cut(index, int(starts[chosen]), generator)
+
+    def num_windows(self, index: int) -> int:
+        try:
+            return len(disjoint_starts(self.sources[index], self.config))
+        except ClipError:
+            return 1  # The reason is told, and dealt with, where the clip is read.
+
+    def fixed_clip(self, index: int, window: int) -> Clip:
+        return self._cut(index, int(disjoint_starts(self.sources[index], self.config)[window]), None)
+
+    def _cut(self, index: int, start: int, generator: Optional[np.random.Generator]) -> Clip:
+        source, config = self.sources[index], self.config
+        indices, times = window(source, config, start)
         size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
         frames = self.read(source, indices, size)
         pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)

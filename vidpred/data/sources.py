@@ -88,15 +88,23 @@ def window_starts(source: Source, config: ClipConfig) -> np.ndarray:
 def window(source: Source, config: ClipConfig, start: int) -> tuple[np.ndarray, np.ndarray]:
     """Frame indices (T,) of the clip that begins at `start`, and their times (T,) in frame intervals.
 
-    By stride the times are 0, 1, 2, ...; by rate they are those of the nearest frames that there are.
+    By stride the times are 0, 1, 2, ...; by rate they are those of the nearest frames that there are. A frame
+    that is taken more than once has the times at which it was wanted: no two times are equal.
     """
     steps = np.arange(config.num_frames)
     if config.fps is None:
         return start + steps * config.frame_stride, steps.astype(np.float32)
     times = source.frame_times()
-    wanted = times[start] + steps / config.fps
+    indices = nearest_frames(times, times[start] + steps / config.fps)
+    shown = (times[indices] - times[start]) * config.fps
+    again = np.diff(indices) == 0
+    repeated = np.append(again, False) | np.insert(again, 0, False)
+    return indices, np.where(repeated, steps, shown).astype(np.float32)
+
+
+def nearest_frames(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Index of the frame nearest to each of the `wanted` seconds, the earlier one of two."""
     after = np.searchsorted(times, wanted).clip(1, max(1, len(times) - 1))
     before = after - 1
     after = np.minimum(after, len(times) - 1)
-    indices = np.where(wanted - times[before] <= times[after] - wanted, before, after)
-    return indices, ((times[indices] - times[start]) * config.fps).astype(np.float32)
+    return np.where(wanted - times[before] <= times[after] - wanted, before, after)

@@ -28,6 +28,8 @@ class VideoFolderConfig(FolderConfig):
 class VideoFolder(SourceDataset):
     """Clips of video files; the scan has found a reader for each."""
 
+    may_hang = True
+
     def __init__(self, name: str, sources: list[Source], config: FolderConfig, root: Path):
         super().__init__(name, sources, config)
         self.root = root

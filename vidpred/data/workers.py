@@ -19,9 +19,12 @@ from typing import Any, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vidpred.errors import UserError
+
 IDLE = -1
 GRACE = 15.0  # Seconds beyond the timeout after which a process that the alarm could not end is given up.
 POLL = 2.0  # Seconds between looks at the workers while a batch is waited for.
+MAX_RESTARTS = 5  # In a row, without a single batch in between.
 
 
 class Logbook:
@@ -76,6 +79,50 @@ class WorkersDied(Exception):
         self.deaths = deaths
 
 
+class Inquest:
+    """Who is to blame when workers die, and when to give up."""
+
+    def __init__(self) -> None:
+        self._deaths_at: dict[int, int] = {}
+        self._restarts = 0
+
+    def guilty(self, error: WorkersDied) -> list[tuple[int, str]]:
+        """(item, reason) of the items that must not be tried again; then new workers may be started.
+
+        Raises UserError where workers die again and again without an item to blame.
+        """
+        self._restarts += 1
+        found = []
+        for death in error.deaths:
+            count = self._deaths_at[death.item] = self._deaths_at.get(death.item, 0) + 1
+            # Killed from outside, perhaps for want of memory: blamed only where it happens twice.
+            if death.item != IDLE and not (death.killed and count < 2):
+                found.append((death.item, death.reason))
+                self._restarts = 0
+        if self._restarts > MAX_RESTARTS:
+            raise UserError(
+                f"data: the processes that read clips die again and again ({error}); lower data.num_workers, "
+                "and look at the free memory and at /dev/shm (in a container: more --shm-size)"
+            ) from error
+        return found
+
+    def batch_arrived(self) -> None:
+        self._restarts = 0
+
+
+class _Answers(Dataset):
+    """A data set whose UserErrors are values: raised in a worker they would reach the user as a traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    def __getitem__(self, batch: Any) -> Any:
+        try:
+            return self._dataset[batch]
+        except UserError as error:
+            return UserError(str(error))
+
+
 def _start_worker(logbook: Logbook, worker: int) -> None:
     # A signal to the process group (Ctrl-C, a job's end) must leave the workers alive until the parent has
     # saved.
@@ -99,7 +146,7 @@ class WorkerCrew:
         self._timeout = timeout
         before = set(multiprocessing.active_children())
         loader = DataLoader(
-            dataset,
+            _Answers(dataset),
             batch_size=None,
             sampler=batches,
             num_workers=workers,
@@ -121,7 +168,7 @@ class WorkerCrew:
         """The next result, however long it takes. Raises WorkersDied, and what the dataset raised."""
         while True:
             try:
-                return next(self._iterator)
+                result = next(self._iterator)
             except (RuntimeError, OSError, EOFError) as error:
                 # A worker's end shows as a RuntimeError of torch's loader, or as a lost connection to it.
                 waiting = str(error).startswith("DataLoader timed out")
@@ -130,6 +177,10 @@ class WorkerCrew:
                     raise WorkersDied(deaths) from error
                 if not waiting:
                     raise
+                continue
+            if isinstance(result, UserError):
+                raise result
+            return result
 
     def _wait_for_deaths(self) -> list["Death"]:
         """A lost connection can be seen a moment before the process is gone."""

@@ -116,20 +116,18 @@ def _clip_config(source: Source, subject: Subject) -> ClipConfig:
 
 
 def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBatch:
-    """Clips that cannot be read are left out, of which there may not be more than half."""
+    """The clips that can be read, decoded in a process of its own: a decoder may hang or die."""
     batches = evaluation_batches(
         dataset,
         numbers,
-        1,
+        len(numbers),
         given_mask(subject.conditioning),
         timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
     )
-    read = [batch for batch, _ in batches]
-    require_half(len(read), batches.dropped, dataset)
+    read = list(batches)
+    kept = sum(int(valid.sum()) for _, valid in read)
+    require_half(kept, batches.dropped, dataset)
+    batch, real = read[0][0], slice(kept)  # the rows after `kept` are padding
     return ClipBatch(
-        frames=torch.cat([batch.frames for batch in read]),
-        given=torch.cat([batch.given for batch in read]),
-        frame_times=torch.cat([batch.frame_times for batch in read]),
-        draws=torch.cat([batch.draws for batch in read]),
-        names=[name for batch in read for name in batch.names],
+        batch.frames[real], batch.given[real], batch.frame_times[real], batch.draws[real], batch.names[real]
     )

@@ -152,8 +152,8 @@ class SamplingConfig:
     num_inference_steps: int = 20
     """Network calls per prediction."""
     num_inference_steps_start: Optional[int] = None
-    """Where set, pictures and evaluations during training use this many steps at first, growing to
-    num_inference_steps at the end."""
+    """Where set, pictures during training use this many steps at first, growing to num_inference_steps at
+    the end. Evaluations always use num_inference_steps, so that their figures compare."""
     eta: float = 0.0
     """ddim: fresh noise per step, 0 to 1."""
     rederive_eps: bool = True

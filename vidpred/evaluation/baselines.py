@@ -3,6 +3,7 @@
 T = K given frames followed by H unknown ones.
 """
 
+import torch
 from torch import Tensor
 
 from vidpred.tensor_ops import append_dims
@@ -17,12 +18,15 @@ def extrapolate(frames: Tensor, frame_times: Tensor, context: int) -> Tensor:
     """The line through the last two given frames: uint8 (B, T, C, H, W), times (B, T) -> (B, T - K, C, H, W).
 
     K is `context`. At horizon h of a regular clip: last + h (last - previous), clamped to [0, 255]. With a
-    single given frame nothing is known of its motion, and the line is its copy.
+    single given frame, or two of the same time, nothing is known of the motion, and the line is a copy.
     """
     if context < 2:
         return copy_last(frames, context)
     previous, last = frames[:, context - 2 : context - 1].float(), frames[:, context - 1 : context].float()
     before, now = frame_times[:, context - 2 : context - 1], frame_times[:, context - 1 : context]
-    steps = (frame_times[:, context:] - now) / (now - before)  # (B, T - context), 1, 2, ... on a regular clip
+    interval = now - before
+    known = interval > 0
+    # (B, T - context): 1, 2, ... on a regular clip
+    steps = torch.where(known, (frame_times[:, context:] - now) / torch.where(known, interval, 1), 0)
     line = last + append_dims(steps, frames.ndim) * (last - previous)
     return line.clamp(0, 255).round().to(frames.dtype)

@@ -11,7 +11,8 @@ class EvaluationConfig:
     """What is measured, on how many clips."""
 
     num_clips: int = 64
-    """Clips to evaluate, evenly spaced over the split; all of them where the split has fewer."""
+    """Clips to evaluate, evenly spaced over the split: of a split with fewer items (videos) several windows
+    each, without common frames, as far as there are any."""
 
     batch_size: int = 8
     """Clips that each process predicts at once; changes speed and memory only."""

@@ -1,13 +1,13 @@
 """The evaluation: every rank predicts and scores its share of the clips, and all know the whole result."""
 
-from typing import Callable, Iterator, Optional
+from typing import Callable, Optional
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
-from vidpred.data import ClipBatch, ClipDataset, evaluation_batches
-from vidpred.distributed import gather_objects, is_main, shard
+from vidpred.data import ClipDataset, evaluation_batches, evenly_spaced_clips, require_half
+from vidpred.data.evaluation_batches import EvaluationBatches, clip_name
+from vidpred.distributed import gather_or_fail, is_main, shard
 from vidpred.errors import UserError
 from vidpred.evaluation.config import EvaluationConfig
 from vidpred.evaluation.protocol import protocol_of
@@ -36,41 +36,46 @@ def evaluate(
 
     Args:
         given_mask: the mask of clips of T frames; it must give the first K and nothing else.
-        seed: one trajectory per clip is drawn, a function of (seed, index of the clip in the split).
+        seed: one trajectory per clip is drawn, a function of (seed, number of the clip in the split).
         step, ema: of the weights, for the protocol only.
         num_inference_steps: the predictor's configured number where None.
         num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
     Raises:
-        UserError: an empty split, another kind of mask, a clip that cannot be read, or a prediction that is
-            not finite (the clip is named); on all ranks, whichever met it.
+        UserError: an empty split, another kind of mask, more than half of the clips unreadable (fewer are
+            left out and named in the protocol), or a prediction that is not finite (the clip is named); on
+            all ranks, whichever met it.
     """
     trial = Trial(predictor, seed, num_inference_steps, step, ema)
-    indices = choose_clips(len(dataset), config.num_clips)
-    mine = [indices[i] for i in shard(len(indices))]
+    numbers = evenly_spaced_clips(dataset, config.num_clips)
+    if not numbers:
+        raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
+    mine = [numbers[i] for i in shard(len(numbers))]
     batches = evaluation_batches(
         dataset, mine, config.batch_size, given_mask, seed=seed, num_workers=num_workers, timeout=timeout
     )
-    judge = Judge(config, predictor.device)
-    records, failure = [], None
-    try:
-        records = _score_share(trial, batches, len(mine), judge, set(indices[: config.num_panels]))
-    except UserError as error:
-        failure = str(error)  # raised below, by all ranks: the others would wait for this one
-    records = _gather(records, failure, judge)
-    return Evaluation(protocol_of(trial, dataset, records, judge), records, judge.lpips_reason)
-
-
-def choose_clips(available: int, wanted: int) -> list[int]:
-    """`wanted` indices evenly spaced over 0 .. available - 1, or all of them."""
-    if available == 0:
-        raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
-    count = min(wanted, available)
-    return [i * available // count for i in range(count)]
+    judge, pictured = Judge(config, predictor.device), set(numbers[: config.num_panels])
+    shares = gather_or_fail(
+        # In this order: what was dropped, and why there is no LPIPS, is known after the scoring.
+        lambda: (
+            _score_share(trial, batches, len(mine), judge, pictured),
+            batches.dropped,
+            judge.lpips_reason,
+        )
+    )
+    reasons = [reason for _, _, reason in shares if reason]
+    if reasons:
+        judge.withdraw_lpips(reasons[0])
+    dropped = {number: line for _, share, _ in shares for number, line in share.items()}
+    records = sorted((record for share, _, _ in shares for record in share), key=lambda record: record.index)
+    require_half(len(records), dropped, dataset)
+    left_out = [clip_name(dataset, number) for number in sorted(dropped)]
+    protocol = protocol_of(trial, dataset, records, judge, left_out)
+    return Evaluation(protocol, records, judge.lpips_reason)
 
 
 def _score_share(
     trial: Trial,
-    batches: Iterator[tuple[ClipBatch, Tensor]],
+    batches: EvaluationBatches,
     total: int,
     judge: Judge,
     pictured: set[int],
@@ -83,14 +88,3 @@ def _score_share(
             bar.update(len(records) - bar.n)
     return records
 
-
-def _gather(records: list[ClipScores], failure: Optional[str], judge: Judge) -> list[ClipScores]:
-    """All ranks' records in clip order; a failure of any rank, or a missing LPIPS, becomes that of all."""
-    shares = gather_objects((records, failure, judge.lpips_reason))
-    failures = [failure for _, failure, _ in shares if failure]
-    if failures:
-        raise UserError(failures[0])
-    reasons = [reason for _, _, reason in shares if reason]
-    if reasons:
-        judge.withdraw_lpips(reasons[0])
-    return sorted((record for share, _, _ in shares for record in share), key=lambda record: record.index)

@@ -24,7 +24,11 @@ DEFINITIONS = {
         "each averaged over clips first; the predictions' first step is from the last given frame as the "
         "autoencoder reconstructs it"
     ),
-    "clip_selection": "evenly spaced over the split; first window, centre crop, no flip",
+    "clip_selection": (
+        "evenly spaced items of the split, the middle window of each; where it has fewer items than clips "
+        "are wanted, several windows of each, spread evenly over it; windows of an item have no frame in "
+        "common; centre crop, no flip"
+    ),
     "trajectories_per_clip": 1,
 }
 
@@ -34,8 +38,12 @@ def protocol_of(
     dataset: ClipDataset,
     records: list[ClipScores],
     judge: Judge,
+    dropped: list[str],
 ) -> dict[str, Any]:
-    """Plain data, independent of the number of processes and of the batch size."""
+    """Plain data, independent of the number of processes and of the batch size.
+
+    `dropped` names the clips that could not be read.
+    """
     first, predictor = records[0], trial.predictor
     sampling = dataclasses.asdict(predictor.sampling)
     if trial.num_inference_steps is not None:
@@ -44,7 +52,8 @@ def protocol_of(
     return {
         "dataset": dataset.name,
         "clips": len(records),
-        "clips_in_split": len(dataset),
+        "clips_dropped": dropped,
+        "items_in_split": len(dataset),
         "context_frames": first.context_frames,
         "predicted_frames": len(first.scores["model"]["psnr"]),
         "height": height,

@@ -96,6 +96,9 @@ class Evaluation:
             f"motion energy over the truth's: model {_ratio(self.motion_energy_ratio)}, "
             f"ceiling {_ratio(self._motion_over_truth('ceiling'))}"
         )
+        if dropped := self.protocol.get("clips_dropped"):
+            more = ", ..." if len(dropped) > 3 else ""
+            lines.append(f"{len(dropped)} clips left out, unreadable: {', '.join(dropped[:3])}{more}")
         if self.lpips_unavailable:
             lines.append(f"LPIPS unavailable: {self.lpips_unavailable}")
         return "\n".join(lines)

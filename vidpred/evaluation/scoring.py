@@ -74,7 +74,7 @@ def score_batch(
 ) -> list[ClipScores]:
     """Scores of the first `count` clips of the batch; the rest is padding for a fixed shape, dropped.
 
-    A clip's draw is its index in the split, so that its randomness does not depend on batch and process.
+    A clip's draw is its number in the split, so that its randomness does not depend on batch and process.
     """
     batch = batch.to(trial.predictor.device)
     context = context_length(batch.given)

@@ -12,14 +12,22 @@ appendix I).
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Generator, Iterator, TypeVar
+from typing import Any, Callable, Generator, Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vidpred import distributed, random_streams, range_checks
-from vidpred.data import ClipBatch, ClipDataset, ClipLoader, evaluation_batches
+from vidpred.data import (
+    ClipBatch,
+    ClipDataset,
+    ClipLoader,
+    evaluation_batches,
+    evenly_spaced_clips,
+    require_half,
+)
+from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import DenoisingLoss
 from vidpred.diffusion import NoiseLevel, add_noise
 from vidpred.errors import UserError
@@ -37,8 +45,12 @@ LEVEL_BINS = 5
 VALIDATION_LEVELS = 4
 # Calibrated latents have deviation 1 on training clips: beyond this, autoencoder or calibration is wrong.
 SANE_LATENT = 100.0
+# The autoencoder is frozen and the calibration measured: no setting of the training changes either.
+LATENT_CURE = (
+    "check the videos and the autoencoder (autoencoder.half false, other weights), and start a new run, so "
+    "that the calibration is measured again"
+)
 
-T = TypeVar("T")
 GivenMask = Callable[[np.random.Generator, int], np.ndarray]
 
 
@@ -47,6 +59,7 @@ class ValidationSet:
     """Clips that are not trained on, and how they are read.
 
     count: clips of the validation loss. pictured: clips of each set of pictures. batch_size: per process.
+    num_workers: processes that decode on each rank. timeout: seconds after which a decoder counts as hung.
     """
 
     dataset: ClipDataset
@@ -54,15 +67,28 @@ class ValidationSet:
     count: int
     pictured: int
     batch_size: int
+    num_workers: int = 1
+    timeout: float = 60.0
 
-    def batches(self, count: int) -> Iterator[tuple[ClipBatch, Tensor]]:
+    def batches(self, count: int) -> EvaluationBatches:
         """This rank's share of `count` clips, evenly spaced over the data set; see `evaluation_batches`."""
-        available = len(self.dataset)
-        count = min(count, available)
-        mine = [i * available // count for i in distributed.shard(count)]
-        # No larger than the largest share, and the same on all ranks: numbers do not depend on the padding.
-        size = min(self.batch_size, -(-count // distributed.world_size()))
-        return evaluation_batches(self.dataset, mine, size, self.given_mask)
+        numbers = evenly_spaced_clips(self.dataset, count)
+        mine = [numbers[i] for i in distributed.shard(len(numbers))]
+        # No larger than the largest share, and the same on all ranks: figures do not depend on the padding.
+        size = min(self.batch_size, -(-len(numbers) // distributed.world_size()))
+        return evaluation_batches(
+            self.dataset,
+            mine,
+            size,
+            self.given_mask,
+            num_workers=self.num_workers,
+            timeout=self.timeout,
+        )
+
+    def require_half(self, kept: int, dropped: Iterable[dict[int, str]]) -> None:
+        """Raises UserError where fewer than half of the clips could be read; `dropped` of every rank."""
+        merged = {number: line for share in dropped for number, line in share.items()}
+        require_half(kept, merged, self.dataset)
 
 
 @dataclass(frozen=True)
@@ -114,8 +140,9 @@ class VideoPredictionTask:
         self._loader: ClipLoader | None = None
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
-        range_checks.expect("encoded latents")
-        range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT)
+        self._validation_dropped: dict[int, str] = {}
+        range_checks.expect("encoded latents", cure=LATENT_CURE)
+        range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT, cure=LATENT_CURE)
 
     # Training ----------------------------------------------------------------------------------------------
 
@@ -185,9 +212,12 @@ class VideoPredictionTask:
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
         """`loss`: the mean over validation clips, each at 4 levels and with noise that never change."""
-        shares = gather_or_fail(lambda: list(self._validation_rows(network)))
+        shares = distributed.gather_or_fail(
+            lambda: (list(self._validation_rows(network)), self._validation_dropped)
+        )
         # Summed in clip order: the figure does not depend on the number of processes.
-        rows = sorted(row for share in shares for row in share)
+        rows = sorted(row for share, _ in shares for row in share)
+        self._validation.require_half(len(rows), (dropped for _, dropped in shares))
         return {"loss": float(np.mean([loss for _, loss in rows]))}
 
     def _validation_rows(self, network: nn.Module) -> Iterator[tuple[int, float]]:
@@ -207,14 +237,20 @@ class VideoPredictionTask:
         return self._denoising_loss(network, on_device.latents, level, on_device, purpose).per_clip
 
     def _validation_clips(self) -> list[_LatentClips]:
-        """Read and encoded once."""
+        """Read and encoded once; a clip that cannot be read then is left out of every validation."""
         if self._validation_latents is None:
-            self._validation_latents = []
-            for batch, valid in self._validation.batches(self._validation.count):
-                latents = self._predictor.encode(batch.frames).cpu()
-                self._validation_latents.append(
-                    _LatentClips(latents, batch.given, batch.frame_times, batch.draws, valid)
+            batches = self._validation.batches(self._validation.count)
+            self._validation_latents = [
+                _LatentClips(
+                    self._predictor.encode(batch.frames).cpu(),
+                    batch.given,
+                    batch.frame_times,
+                    batch.draws,
+                    valid,
                 )
+                for batch, valid in batches
+            ]
+            self._validation_dropped = batches.dropped
         return self._validation_latents
 
     # Pictures and evaluation -------------------------------------------------------------------------------
@@ -223,17 +259,23 @@ class VideoPredictionTask:
         """Pictures of a few clips, predicted with as many inference steps as belong to `progress`."""
         predictor = self._predictor_with(network)
         num_steps = predictor.sampling.num_steps_at(progress)
-        shares = gather_or_fail(lambda: self._predict_pictured(predictor, num_steps))
-        samples = sorted((sample for share, _ in shares for sample in share), key=lambda sample: sample.index)
+        shares = distributed.gather_or_fail(lambda: self._predict_pictured(predictor, num_steps))
+        samples = sorted(
+            (sample for share, _, _ in shares for sample in share), key=lambda sample: sample.index
+        )
+        self._validation.require_half(len(samples), (dropped for _, _, dropped in shares))
         pictures = self._save_pictures(self._run_folder / "samples" / f"step_{step:08d}", samples)
-        clip_rate = sum(rate * len(share) for share, rate in shares) / len(samples)
+        clip_rate = sum(rate * len(share) for share, rate, _ in shares) / len(samples)
         values = {"sampling/clip_rate": clip_rate, "sampling/num_inference_steps": float(num_steps)}
         return Findings(values, pictures)
 
-    def _predict_pictured(self, predictor: Predictor, num_steps: int) -> tuple[list[ClipSample], float]:
-        """This rank's share of the clips to look at, and its clip rate."""
+    def _predict_pictured(
+        self, predictor: Predictor, num_steps: int
+    ) -> tuple[list[ClipSample], float, dict[int, str]]:
+        """This rank's share of the clips to look at, its clip rate, and the clips that cannot be read."""
         known, count, samples = predictor.context_frames, ClipCount(), []
-        for batch, valid in self._pictured_batches():
+        batches = self._pictured_batches()
+        for batch, valid in batches:
             prediction = predictor.predict(
                 batch.frames[:, :known],
                 batch.frames.shape[1] - known,
@@ -248,14 +290,13 @@ class VideoPredictionTask:
                 samples.append(
                     ClipSample(index, batch.names[row], clip[:known], clip[known:], prediction[row])
                 )
-        return samples, count.rate
+        return samples, count.rate, getattr(batches, "dropped", {})
 
-    def _pictured_batches(self) -> Iterator[tuple[ClipBatch, Tensor]]:
+    def _pictured_batches(self) -> EvaluationBatches | list[tuple[ClipBatch, Tensor]]:
         if not self._show_training_clips or self._last_batch is None:
-            yield from self._validation.batches(self._validation.pictured)
-            return
+            return self._validation.batches(self._validation.pictured)
         share = -(-self._validation.pictured // distributed.world_size())
-        yield self._last_batch, torch.arange(len(self._last_batch)) < share
+        return [(self._last_batch, torch.arange(len(self._last_batch)) < share)]
 
     def _save_pictures(self, folder: Path, samples: list[ClipSample]) -> list[Path]:
         """Rank 0 draws; the paths of the strips, GIFs and videos."""
@@ -311,23 +352,6 @@ class VideoPredictionTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._quarantined = dict(state["quarantined"])
-
-
-def gather_or_fail(work: Callable[[], T]) -> list[T]:
-    """The result of `work` on every rank, in rank order; a UserError of any rank is raised on all of them.
-
-    A rank that failed alone would leave the others waiting, and only rank 0 prints the error.
-    """
-    result, failure = None, None
-    try:
-        result = work()
-    except UserError as error:
-        failure = str(error)
-    shares = distributed.gather_objects((result, failure))
-    failures = [failure for _, failure in shares if failure is not None]
-    if failures:
-        raise UserError(failures[0])
-    return [result for result, _ in shares]
 
 
 def _by_level(per_clip: Tensor, level: NoiseLevel) -> Averages:
