@@ -21,9 +21,10 @@ from end_to_end_helper import (
 from torch import nn
 
 from vidpred.autoencoders import build_autoencoder
-from vidpred.build import build_predictor, build_task
+from vidpred.build import build_predictor, build_task, calibrate
 from vidpred.checkpoint_store import read_checkpoint
 from vidpred.configuration import config_from_resolved, load_config
+from vidpred.data import Clip, ClipDataset, ClipError
 from vidpred.errors import UserError
 from vidpred.networks import NETWORKS, UNetConfig
 from vidpred.prediction import LatentCalibration, load_predictor
@@ -292,3 +293,42 @@ def test_a_learning_rate_far_too_high_is_reported_with_its_step(tmp_path, caplog
 def test_the_arguments_of_these_tests_are_a_file_of_differences(tmp_path):
     file = tiny_arguments(tmp_path)[1]
     assert load_config(["--config", file]).training.num_steps == 6
+
+
+class Fading(ClipDataset):
+    """Videos that open on black, of ten windows each; the first ones of `broken` cannot be read."""
+
+    name = "fading"
+
+    def __init__(self, broken):
+        self.broken = broken
+
+    def __len__(self):
+        return 5
+
+    def item_name(self, index):
+        return f"item {index}"
+
+    def num_windows(self, index):
+        return 10
+
+    def clip(self, index, generator):
+        if index < self.broken:
+            raise ClipError("damaged")
+        shade = 0 if generator is None else int(generator.integers(256))
+        frames = torch.full((FRAMES, 3, SIZE, SIZE), shade, dtype=torch.uint8)
+        return Clip(frames, torch.arange(FRAMES, dtype=torch.float32), self.item_name(index))
+
+
+def test_calibration_sees_whole_videos_and_does_without_damaged_ones(tmp_path):
+    config = tiny_config(tmp_path, "--data.num_workers=0")
+    autoencoder = build_autoencoder(config.autoencoder)
+    first, again, damaged = (
+        calibrate(config, Fading(broken), autoencoder, torch.device("cpu")).state_dict() for broken in (0, 0, 2)
+    )
+    # Shades are uniform in latents' [-1, 1]: mean 0, deviation 0.58.
+    for moments in (first, damaged):
+        assert moments["shift"].abs().max() < 0.25 and (moments["scale"] - 0.577).abs().max() < 0.12
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    with pytest.raises(UserError, match="3 of 5 items of fading failed"):
+        calibrate(config, Fading(3), autoencoder, torch.device("cpu"))

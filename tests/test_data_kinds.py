@@ -134,6 +134,8 @@ def test_video_folder_gives_the_window_that_the_generator_chose(tmp_path):
     assert numbers(dataset.clip(0, None)) == [0, 1, 2, 3, 4]
     starts = {numbers(dataset.clip(1, host_generator(0, "clip", draw)))[0] for draw in range(40)}
     assert len(starts) > 15 and starts <= set(range(26))
+    assert dataset.num_windows(0) == 6
+    assert [numbers(dataset.fixed_clip(0, window))[0] for window in range(6)] == [0, 5, 10, 15, 20, 25]
 
 
 def test_selection_works_from_the_files(tmp_path):

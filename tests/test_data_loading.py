@@ -11,7 +11,13 @@ import pytest
 import torch
 from data_fixtures import Trouble, TroubleConfig
 
-from vidpred.data import evaluation_batches, evenly_spaced_clips, require_half, sample_clips, training_loader
+from vidpred.data import (
+    evaluation_batches,
+    evenly_spaced_clips,
+    require_half,
+    sample_clips,
+    training_loader,
+)
 from vidpred.data.draws import DrawOrder, micro_batches
 from vidpred.errors import UserError
 
