@@ -11,7 +11,9 @@ also crops, resizes to the clip's size, draws the given mask and guards against 
 
 import argparse
 import json
+import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import time
@@ -95,8 +97,15 @@ def own_batches(dataset: VideoFolder, batch: int, workers: int) -> Iterator:
     )
 
 
-def clips_per_second(make: Callable[[], Iterator], batch: int, count: int, warm_up: int) -> float:
-    """Of `count` batches, after `warm_up` batches that cover the start of the workers and their queue."""
+def clips_per_second(
+    make: Callable[[], Iterator], batch: int, count: int, warm_up: int
+) -> tuple[float, float]:
+    """(clips/s of `count` batches, CPU ms per clip of the workers).
+
+    The rate is taken after `warm_up` batches, which cover the start of the workers and their queue; the CPU
+    time is that of whole workers, and does not feel what else the machine does.
+    """
+    before = _children_seconds()
     batches = make()
     for _ in range(warm_up):
         next(batches)
@@ -106,11 +115,19 @@ def clips_per_second(make: Callable[[], Iterator], batch: int, count: int, warm_
     rate = count * batch / (time.perf_counter() - began)
     if hasattr(batches, "close"):
         batches.close()
-    return rate
+    del batches
+    for worker in multiprocessing.active_children():
+        worker.join()
+    return rate, 1e3 * (_children_seconds() - before) / ((warm_up + count) * batch)
+
+
+def _children_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def measure(dataset: VideoFolder, batch: int, workers: int, count: int, rounds: int) -> dict:
-    """Median clips/s of each side over interleaved rounds."""
+    """Medians over interleaved rounds; the ratio is the median of the rounds' ratios."""
     sides = {
         "vidpred": lambda: own_batches(dataset, batch, workers),
         "bare_decord": lambda: bare_batches(dataset, batch, workers, False),
@@ -119,16 +136,24 @@ def measure(dataset: VideoFolder, batch: int, workers: int, count: int, rounds: 
     if any((source.height, source.width) != size for source in dataset.sources):
         sides["bare_decord_scaled"] = lambda: bare_batches(dataset, batch, workers, True)
     rates: dict[str, list[float]] = {name: [] for name in sides}
+    costs: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(rounds):
         order = list(sides) if round_number % 2 == 0 else list(reversed(sides))
         for name in order:
-            rates[name].append(clips_per_second(sides[name], batch, count, warm_up=2 * workers + 1))
+            rate, cost = clips_per_second(sides[name], batch, count, warm_up=2 * workers + 1)
+            rates[name].append(rate)
+            costs[name].append(cost)
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    bare = max(value for name, value in medians.items() if name != "vidpred")
+    best = max((name for name in sides if name != "vidpred"), key=medians.get)
+    ratios = [own / bare for own, bare in zip(rates["vidpred"], rates[best])]
+    cpu = {name: statistics.median(values) for name, values in costs.items()}
     return {
         "clips_per_second": {name: round(value, 2) for name, value in medians.items()},
+        "cpu_ms_per_clip": {name: round(value, 2) for name, value in cpu.items()},
         "rounds": {name: [round(value, 2) for value in values] for name, values in rates.items()},
-        "ratio": round(medians["vidpred"] / bare, 3),
+        "compared_with": best,
+        "cpu_ratio": round(cpu[best] / cpu["vidpred"], 3),
+        "ratio": round(statistics.median(ratios), 3),
     }
 
 
