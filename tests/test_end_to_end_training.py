@@ -26,12 +26,13 @@ from vidpred.training import RunOutcome
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.timeout(900)]
 SCRIPT = str(REPOSITORY / "train_video_pred.py")
 STEPS = 24
-# Validation in every step makes the steps long enough to be interrupted in time.
-LONG = [f"--training.num_steps={STEPS}", "--training.validate_every_step=1", "--training.lr_schedule=cosine"]
+LONG = [f"--training.num_steps={STEPS}", "--training.lr_schedule=cosine"]
+# Validation in every step makes the steps long enough to be interrupted in time. It changes nothing else.
+SLOWLY = "--training.validate_every_step=1"
 
 
 def command(folder):
-    return [sys.executable, SCRIPT, *tiny_arguments(folder, *LONG)]
+    return [sys.executable, SCRIPT, *tiny_arguments(folder, *LONG, SLOWLY)]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,8 @@ def assert_agree(run, other):
     assert len(losses(run)) == len(losses(other)) == STEPS >= 20
     for key in ("train/loss", "train/grad_norm", "validation/loss", "validation/loss_ema"):
         left, right = ({row["step"]: row[key] for row in metrics(one) if key in row} for one in (run, other))
-        both = left.keys() & right.keys()  # a run that is asked to stop saves without a validation
-        assert len(both) >= STEPS - 1
+        both = left.keys() & right.keys()  # they are not validated in the same steps
+        assert len(both) >= (STEPS if key.startswith("train") else 6), key
         assert [left[step] for step in both] == pytest.approx([right[step] for step in both], abs=1e-5), key
     left, right = (read_checkpoint(one).tensors["ema"] for one in (run, other))
     assert left.keys() == right.keys()
@@ -128,7 +129,7 @@ def test_a_finished_run_is_evaluated_alike_by_one_and_by_two_processes(two_proce
 @pytest.mark.slow
 def test_torchrun_stopped_and_resumed_agrees_too(tmp_path, uninterrupted):
     run, log = tmp_path / "tiny", tmp_path / "log"
-    arguments = tiny_arguments(tmp_path, *LONG)
+    arguments = tiny_arguments(tmp_path, *LONG, SLOWLY)
     with started(torchrun_command(SCRIPT, arguments, nproc=2), log) as process:
         wait_until(lambda: steps_done(run) >= 4, process, log)
         process.send_signal(signal.SIGTERM)
