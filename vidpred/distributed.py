@@ -71,7 +71,7 @@ def process_group(device: str = "auto", timeout_minutes: float = 30.0) -> Iterat
         backend="cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
         timeout=datetime.timedelta(minutes=timeout_minutes),
     )
-    barrier()  # a rank that is refused at once and leaves would break the others' connections under construction
+    barrier()  # a rank that is refused at once and leaves would break connections that others still make
     try:
         yield chosen
     except BaseException:
