@@ -181,11 +181,3 @@ def test_data_of_ones_own(tmp_path, monkeypatch):
     assert ended.value.code == 0
     run = tmp_path / "tiny"
     assert len(losses(run)) == 6 and any("eval/psnr" in row for row in metrics(run))
-
-
-@pytest.mark.parametrize("name, text", [("my_network.py", OWN_NETWORK), ("my_data.py", OWN_DATA)])
-def test_the_readme_shows_these_scripts(name, text):
-    readme = REPOSITORY / "README.md"
-    if not readme.exists() or name not in readme.read_text():
-        pytest.skip(f"README.md does not show {name}")
-    assert text in readme.read_text(), f"{name} of the README is not the one that is tested"

@@ -1,7 +1,7 @@
 """What a prediction is conditioned on: which frames are given."""
 
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ GivenMask = Callable[[np.random.Generator, int], np.ndarray]
 class ConditioningConfig:
     """Which frames of a clip are given and which are predicted."""
 
-    scheme: str = "prediction"
+    scheme: Literal["prediction"] = "prediction"
     """prediction: the first `context_frames` frames are given, the rest is predicted."""
     context_frames: int = 4
     """Number of given frames."""
