@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from distributed_helper import REPOSITORY, run_command
+from distributed_helper import run_command
 from end_to_end_helper import (
     cache,  # noqa: F401  (a fixture)
     losses,
