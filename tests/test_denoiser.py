@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from vidpred.denoiser import Denoiser, reference_frames
+from vidpred.denoiser import Denoiser
 from vidpred.diffusion import NoiseSchedule, ScheduleConfig, build_parameterization
 from vidpred.diffusion.levels import NoiseLevel, add_noise
 from vidpred.networks import SpatioTemporalUNet
-from vidpred.tensor_ops import append_dims
+from vidpred.tensor_ops import append_dims, reference_frames
 
 B, T, C, H, W = 2, 5, 3, 4, 6
 MASKS = {

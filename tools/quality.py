@@ -2,7 +2,9 @@
 
 Each run has the quickstart's data, autoencoder, objective and sampler. This project's network predicts the
 residual to the nearest given frame; the peer is conditioned as Stable Video Diffusion is and predicts the frame
-itself. Both predict x0, so their validation losses are errors of the same thing.
+itself. Both predict x0, so their validation losses are errors of the same thing. A last run of this project's
+network stops after the best peer's steps, its whole learning rate schedule within them: the comparison at equal
+steps.
 """
 
 import statistics
@@ -30,9 +32,9 @@ from vidpred.training.optimization import LearningRate, Optimization
 from vidpred.training.preparation import Autocast
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
-SCHEDULE_UNITS = 10_000  # the learning rate is a function of the part of the time that has passed
+SCHEDULE_UNITS = 10_000  # the learning rate is a function of the part of the run that is done
 BATCH_SIZE = 8  # clips a step, for all
-VALIDATE_EVERY = 10  # steps
+VALIDATE_EVERY = 20  # steps
 VALIDATED_CLIPS, EVALUATED_CLIPS = 16, 32
 
 
@@ -70,6 +72,17 @@ class Run:
     validation: dict[int, float] = field(default_factory=dict)
 
 
+Progress = Callable[[Run], float]  # the part of a run that is done: the learning rate's clock; 1 ends the run
+
+
+def for_minutes(minutes: float) -> Progress:
+    return lambda run: run.seconds / (60 * minutes)
+
+
+def for_steps(steps: int) -> Progress:
+    return lambda run: run.steps / steps
+
+
 def compare_quality(
     builders: dict[str, Callable[[int], nn.Module]],
     device: torch.device,
@@ -79,18 +92,25 @@ def compare_quality(
 ) -> dict:
     """The report: every run's PSNR beside the floor, and the difference to the peer's best learning rate."""
     scene = open_scene(device)
-    runs = {"vidpred": train_and_score(scene, builders["vidpred"], True, rate, minutes)}
-    for peer_rate in peer_rates:
-        runs[f"svd at rate {peer_rate:g}"] = train_and_score(scene, builders["svd"], False, peer_rate, minutes)
-    best = max((name for name in runs if name != "vidpred"), key=lambda name: runs[name]["psnr"])
-    common = max(set(runs["vidpred"]["validation_loss"]) & set(runs[best]["validation_loss"]))
+    equal_time = for_minutes(minutes)
+    ours = train_and_score(scene, builders["vidpred"], True, rate, equal_time)
+    peers = {
+        f"svd at rate {peer_rate:g}": train_and_score(scene, builders["svd"], False, peer_rate, equal_time)
+        for peer_rate in peer_rates
+    }
+    best = max(peers, key=lambda name: peers[name]["psnr"])
+    lowest = min(peers, key=lambda name: peers[name]["final_validation_loss"])
+    steps = peers[lowest]["steps"]
+    at_equal_steps = train_and_score(scene, builders["vidpred"], True, rate, for_steps(steps))
     return {
         "minutes_each": minutes,
-        "runs": runs,
+        "runs": {"vidpred": ours, **peers, f"vidpred for {steps} steps": at_equal_steps},
         "best_peer": best,
-        "psnr_over_best_peer": runs["vidpred"]["psnr"] - runs[best]["psnr"],
+        "psnr_over_best_peer": ours["psnr"] - peers[best]["psnr"],
         "validation_loss_at_equal_steps": {
-            "step": common, **{name: runs[name]["validation_loss"][common] for name in ("vidpred", best)},
+            "steps": steps,
+            "vidpred": at_equal_steps["final_validation_loss"],
+            lowest: peers[lowest]["final_validation_loss"],
         },
     }
 
@@ -104,13 +124,13 @@ def open_scene(device: torch.device) -> Scene:
 
 
 def train_and_score(
-    scene: Scene, build: Callable[[int], nn.Module], residual: bool, rate: float, minutes: float
+    scene: Scene, build: Callable[[int], nn.Module], residual: bool, rate: float, progress: Progress
 ) -> dict:
     torch.manual_seed(scene.config.seed)
     network = build(scene.autoencoder.latent_channels).to(scene.device)
     ema = Ema(network, scene.config.training.ema_decay)
     precision = _faster_precision(scene, network, residual)
-    run = _train(scene, network, ema, residual, rate, 60 * minutes, precision)
+    run = _train(scene, network, ema, residual, rate, progress, precision)
     result = evaluate(
         scene.predictor(Autocast(ema.network, scene.device, precision), residual), scene.val,
         EvaluationConfig(num_clips=EVALUATED_CLIPS, lpips_net="none"),
@@ -128,15 +148,16 @@ def train_and_score(
         "floor_psnr": result.summary("floor", "psnr").mean,
         "ceiling_psnr": result.summary("ceiling", "psnr").mean,
         "motion_energy_ratio": result.motion_energy_ratio,
+        "final_validation_loss": run.validation[run.steps],
         "validation_loss": run.validation,
     }
 
 
 def _train(
-    scene: Scene, network: nn.Module, ema: Ema, residual: bool, rate: float, seconds: float,
+    scene: Scene, network: nn.Module, ema: Ema, residual: bool, rate: float, progress: Progress,
     precision: torch.dtype | None,
 ) -> Run:
-    """Steps until `seconds` are spent in them; validation is not counted."""
+    """Steps until `progress` is 1; the time of validation is not counted."""
     settings = scene.config.training
     schedule = LearningRate(rate, "cosine", SCHEDULE_UNITS // 20, SCHEDULE_UNITS, settings.lr_floor)
     optimization = Optimization(
@@ -153,18 +174,19 @@ def _train(
     for batch in loader:
         start = time.perf_counter()
         _loss(scene, denoiser, batch.to(scene.device), "train").mean().backward()
-        now = int(SCHEDULE_UNITS * run.seconds / seconds)
+        now = int(SCHEDULE_UNITS * progress(run))
         optimization.update(now, optimization.gradient_norm(), never)
         ema.update(network)
         if scene.device.type == "cuda":
             torch.cuda.synchronize()  # equal wall time is the point here
         run.seconds += time.perf_counter() - start
         run.steps += 1
-        if run.steps % VALIDATE_EVERY == 0:
-            run.validation[run.steps] = _validate(scene, ema.network, residual)
-            print(f"step {run.steps}  {run.seconds:.0f} of {seconds:.0f} s  validation loss "
+        done = progress(run) >= 1
+        if done or run.steps % VALIDATE_EVERY == 0:
+            run.validation[run.steps] = _validate(scene, Autocast(ema.network, scene.device, precision), residual)
+            print(f"step {run.steps}  {progress(run):.0%}  {run.seconds:.0f} s  validation loss "
                   f"{run.validation[run.steps]:.4f}", file=sys.stderr, flush=True)
-        if run.seconds >= seconds:
+        if done:
             break
     loader.close()
     return run

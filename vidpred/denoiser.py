@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vidpred.diffusion.levels import NoiseLevel, add_noise
 from vidpred.diffusion.parameterizations import Parameterization
-from vidpred.tensor_ops import append_dims, check_clip
+from vidpred.tensor_ops import append_dims, check_clip, reference_frames
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,6 @@ class DenoisingLoss:
     per_frame: Tensor
     per_clip: Tensor
     output: Tensor
-
-
-def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
-    """For every unknown frame the nearest given frame in time, the earlier of two equally near; else 0.
-
-    x (B, T, C, H, W), given (B, T) bool, frame_times (B, T) -> (B, T, C, H, W).
-    """
-    distance = (frame_times[:, :, None] - frame_times[:, None, :]).abs()  # (B, T unknown, T given)
-    distance = distance.masked_fill(~given[:, None, :], float("inf"))
-    nearest = distance.argmin(dim=2)  # (B, T)
-    reference = torch.take_along_dim(x, append_dims(nearest, x.ndim), dim=1)
-    has_reference = ~given & given.any(dim=1, keepdim=True)
-    return torch.where(append_dims(has_reference, x.ndim), reference, torch.zeros_like(x))
 
 
 class Denoiser(nn.Module):

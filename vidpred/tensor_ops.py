@@ -26,6 +26,19 @@ def check_clip(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be (B, T, C, H, W), got shape {tuple(x.shape)}")
 
 
+def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
+    """For every unknown frame the nearest given frame in time, the earlier of two equally near; else 0.
+
+    x (B, T, C, H, W), given (B, T) bool, frame_times (B, T) -> (B, T, C, H, W).
+    """
+    distance = (frame_times[:, :, None] - frame_times[:, None, :]).abs()  # (B, T unknown, T given)
+    distance = distance.masked_fill(~given[:, None, :], float("inf"))
+    nearest = distance.argmin(dim=2)  # (B, T)
+    reference = torch.take_along_dim(x, append_dims(nearest, x.ndim), dim=1)
+    has_reference = ~given & given.any(dim=1, keepdim=True)
+    return torch.where(append_dims(has_reference, x.ndim), reference, torch.zeros_like(x))
+
+
 def to_uint8(frames: Tensor) -> Tensor:
     """Frames in [0, 1] -> uint8, clamped and rounded to the nearest level."""
     return (frames.clamp(0, 1) * 255).round().to(torch.uint8)

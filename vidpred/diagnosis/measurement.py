@@ -8,10 +8,10 @@ from torch import Tensor
 
 from vidpred import random_streams
 from vidpred.data import ClipBatch
-from vidpred.denoiser import reference_frames
 from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
 from vidpred.diffusion import NoiseLevel, StepReport, add_noise
 from vidpred.prediction import LatentCalibration, Predictor
+from vidpred.tensor_ops import reference_frames
 
 PURPOSE = "diagnosis"
 LEVELS = 10

@@ -2,8 +2,9 @@
 
     x, given -> stem -> [level: blocks, halve] ... middle ... [double, concatenate skip, blocks] -> head
 
-Every block is modulated per frame by an embedding of the frame's noise code and of whether it is given. The
-network knows nothing of alphas, sigmas, losses or samplers.
+The nearest given frame lies beside every unknown one on the stem's channels, so that no layer has to carry it
+there through time. Every block is modulated per frame by an embedding of the frame's noise code and of whether
+it is given. The network knows nothing of alphas, sigmas, losses or samplers.
 """
 
 import torch
@@ -24,7 +25,7 @@ from vidpred.networks.layers import (
     group_norm,
     zero_init,
 )
-from vidpred.tensor_ops import append_dims, check_clip, fold_frames, unfold_frames
+from vidpred.tensor_ops import append_dims, check_clip, fold_frames, reference_frames, unfold_frames
 
 
 class SpatioTemporalBlock(nn.Module):
@@ -84,7 +85,8 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
             nn.Linear(2 * channels[0] + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         patch_area = patch_size**2
-        self.stem = nn.Conv2d((in_channels + 1) * patch_area, channels[0], 3, padding=1)  # + 1: the given mask
+        stem_channels = 2 * in_channels + 1  # the latents, the reference frames, the given mask
+        self.stem = nn.Conv2d(stem_channels * patch_area, channels[0], 3, padding=1)
 
         attention_levels = [  # (kind of attention, the levels that have it), in the order of their use
             (SpatialAttention, spatial_attention_levels),
@@ -135,7 +137,8 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         batch, (height, width) = len(x), x.shape[-2:]
         embedding = self.embed(self._frame_features(noise_code, given, x.dtype))  # (B, T, E)
         mask = append_dims(given, 5).to(x.dtype).expand(-1, -1, 1, height, width)
-        h = fold_frames(torch.cat([x, mask], dim=2))  # (B*T, C + 1, H, W)
+        reference = reference_frames(x, given, frame_times)
+        h = fold_frames(torch.cat([x, reference, mask], dim=2))  # (B*T, 2C + 1, H, W)
         h = F.pad(h, (0, -width % self.down_factor, 0, -height % self.down_factor), mode="replicate")
         h = F.pixel_unshuffle(h, self.config.patch_size).contiguous(memory_format=torch.channels_last)
         h = self._body(self.stem(h), embedding, frame_times)
