@@ -6,6 +6,7 @@ from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_datase
 from vidpred.data.evaluation_batches import evaluation_batches, evenly_spaced_clips, require_half
 from vidpred.data.frame_folder import FrameFolderConfig
 from vidpred.data.loading import ClipLoader, sample_clips, training_loader
+from vidpred.data.moving_digits import DigitTracks, MovingDigitsConfig, digit_tracks
 from vidpred.data.shapes import ShapesConfig
 from vidpred.data.video_folder import VideoFolderConfig
 
@@ -18,11 +19,14 @@ __all__ = [
     "ClipDataset",
     "ClipError",
     "ClipLoader",
+    "DigitTracks",
     "FolderConfig",
     "FrameFolderConfig",
+    "MovingDigitsConfig",
     "ShapesConfig",
     "VideoFolderConfig",
     "build_dataset",
+    "digit_tracks",
     "evaluation_batches",
     "evenly_spaced_clips",
     "require_half",
