@@ -203,6 +203,14 @@ def test_digits_begin_anywhere_in_any_direction(root):
     assert abs(np.corrcoef(step[uncut].T)[0, 1]) < 0.15
 
 
+def test_the_digits_of_a_clip_know_nothing_of_each_other(root):
+    tracks = [digit_tracks(small(root, num_frames=2), "train", index) for index in range(500)]
+    starts = np.stack([track.positions[0] for track in tracks])  # (clips, digits, 2)
+    assert abs(np.corrcoef(starts[:, 0, 0], starts[:, 1, 0])[0, 1]) < 0.15
+    labels = np.stack([track.labels for track in tracks])
+    assert abs((labels[:, 0] == labels[:, 1]).mean() - 0.1) < 0.06
+
+
 def test_longer_clips_go_on_as_shorter_ones_began_and_strides_skip(root):
     long = digit_tracks(small(root, num_frames=61), "val", 3)
     short = digit_tracks(small(root, num_frames=8), "val", 3)
