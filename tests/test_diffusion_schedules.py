@@ -4,9 +4,22 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
-from vidpred.diffusion import NoiseLevel, NoiseSchedule, ScheduleConfig, add_noise, implied_noise
+from vidpred.diffusion import (
+    NoiseLevel,
+    NoiseSchedule,
+    ScheduleConfig,
+    add_more_noise,
+    add_noise,
+    implied_noise,
+)
 from vidpred.errors import UserError
 
 KINDS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
@@ -114,22 +127,185 @@ def test_noise_goes_in_and_comes_out():
     assert (eps[sigma == 0] == 0).all()  # not 0/0
 
 
+def test_more_noise_has_the_moments_of_the_forward_process():
+    # From (alpha, sigma) on to (alpha', sigma'): the same as noising x0 at once, whatever the way there.
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.full((1, 4, 1, 300, 300), 0.9, dtype=torch.float64)
+    noises = torch.randn(2, *x0.shape, generator=generator, dtype=torch.float64)
+    level = NoiseLevel.from_alpha_sigma(
+        torch.tensor([[1.0, 0.9, 0.7, 1.0]]), torch.tensor([[0.0, 0.1, 0.3, 2.0]])
+    )
+    noisier = NoiseLevel.from_alpha_sigma(
+        torch.tensor([[0.8, 0.5, 0.0, 1.0]]), torch.tensor([[0.6, 0.5, 1.0, 9.0]])
+    )
+    there = add_more_noise(add_noise(x0, noises[0], level.to(torch.float64)), level, noisier, noises[1])
+    torch.testing.assert_close(there.mean(dim=(2, 3, 4)), 0.9 * noisier.alpha.double(), rtol=0, atol=0.05)
+    torch.testing.assert_close(there.std(dim=(2, 3, 4)), noisier.sigma.double(), rtol=0.01, atol=0)
+    from_clean = add_more_noise(x0, NoiseLevel.clean((1, 4)), noisier, noises[1])
+    torch.testing.assert_close(from_clean, add_noise(x0, noises[1], noisier))
+
+
+def test_flow_levels():
+    schedule = NoiseSchedule(ScheduleConfig("flow"))
+    torch.testing.assert_close(schedule.sigmas, torch.arange(1, 1001).double() / 1000, rtol=0, atol=1e-15)
+    assert torch.equal(schedule.alphas, 1 - schedule.sigmas) and schedule.betas is None
+    assert schedule.reaches_pure_noise and schedule.ratio_range[1] == math.inf
+    between = schedule.level(torch.tensor([-0.75, 499.25, 998.5]), torch.float64)
+    torch.testing.assert_close(between.sigma, torch.tensor([0.00025, 0.50025, 0.9995]).double())
+    torch.testing.assert_close(between.alpha + between.sigma, torch.ones(3).double(), rtol=0, atol=1e-15)
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000)
+    torch.testing.assert_close(schedule.sigmas.flip(0).float(), theirs.sigmas.float())
+
+
+def test_edm_levels_are_karras_equation_5_also_between_timesteps():
+    schedule = NoiseSchedule(ScheduleConfig("edm", 18))
+    theirs = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0, sigma_schedule="karras", rho=7.0)
+    theirs.set_timesteps(18)
+    torch.testing.assert_close(schedule.sigmas.flip(0).float(), theirs.sigmas[:-1])
+    assert (schedule.alphas == 1).all() and not schedule.reaches_pure_noise and schedule.betas is None
+    finer = NoiseSchedule(ScheduleConfig("edm", 35))  # 34 intervals: every second level is one of the 18
+    between = schedule.level(torch.arange(17) + 0.5, torch.float64)
+    torch.testing.assert_close(between.sigma, finer.sigmas[1::2], rtol=1e-12, atol=0)
+    assert schedule.level(torch.tensor(-1)).sigma == 0 < schedule.level(torch.tensor(-0.5)).sigma < 0.002
+
+
+EVERY_KIND = [ScheduleConfig(kind) for kind in ("linear", "scaled_linear", "cosine", "flow", "edm")]
+EVERY_KIND += [ScheduleConfig("cosine", zero_terminal_snr=True), ScheduleConfig("edm", 60, shift=0.5)]
+EVERY_KIND += [ScheduleConfig("linear", shift=4.0), ScheduleConfig("flow", shift=4.0)]
+
+
+@pytest.mark.parametrize("config", EVERY_KIND, ids=str)
+def test_levels_lie_on_their_family_and_fall_strictly(config):
+    schedule = NoiseSchedule(config)
+    t = torch.linspace(-1, config.num_train_timesteps - 1, 4001, dtype=torch.float64)
+    level = schedule.level(t, torch.float64)
+    assert (level.alpha[0], level.sigma[0]) == (1, 0) and level.sigma[-1] == schedule.sigmas[-1]
+    norms = {"flow": level.alpha + level.sigma, "edm": level.alpha}
+    norm = norms.get(config.kind, level.alpha.hypot(level.sigma))
+    assert (norm - 1).abs().max() < 1e-14
+    assert (level.code.diff() > 0).all()
+    integers = torch.arange(config.num_train_timesteps)
+    assert torch.equal(schedule.level(integers, torch.float64).sigma, schedule.sigmas)
+
+
+@pytest.mark.parametrize("config", EVERY_KIND, ids=str)
+def test_at_a_fraction(config):
+    schedule = NoiseSchedule(config)
+    ends = schedule.at(torch.tensor([[0.0, 1.0]]), torch.float64)
+    assert (ends.alpha[0, 0], ends.sigma[0, 0], ends.code[0, 0]) == (1, 0, 0)
+    assert ends.sigma[0, 1] == schedule.sigmas[-1] and ends.alpha[0, 1] == schedule.alphas[-1]
+    fraction = torch.tensor([0.25, 0.5])
+    middle = schedule.at(fraction, torch.float64)
+    expected = schedule.level(fraction.double() * config.num_train_timesteps - 1, torch.float64)
+    assert torch.equal(middle.sigma, expected.sigma) and schedule.at(fraction).sigma.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "flow", "edm"])
+@pytest.mark.parametrize("shift", [0.3, 5.0])
+def test_shift_multiplies_the_ratio_of_every_level(kind, shift):
+    plain, shifted = NoiseSchedule(ScheduleConfig(kind)), NoiseSchedule(ScheduleConfig(kind, shift=shift))
+    t = torch.tensor([-1.0, -0.3, 0.0, 17.0, 400.5, 800.25, 998.0])
+    ratio = plain.level(t, torch.float64).ratio * shift
+    torch.testing.assert_close(shifted.level(t, torch.float64).ratio, ratio, rtol=1e-10, atol=0)
+
+
+def test_shift_is_stable_diffusion_3s_on_flow_levels():
+    shifted = NoiseSchedule(ScheduleConfig("flow", shift=3.0))
+    theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0)
+    torch.testing.assert_close(shifted.sigmas.flip(0).float(), theirs.sigmas.float())
+    assert shifted.reaches_pure_noise
+
+
+def test_shifted_betas_have_the_shifted_levels():
+    schedule = NoiseSchedule(ScheduleConfig("scaled_linear", shift=2.0))
+    alpha_bar = torch.cumprod(1 - schedule.betas, dim=0)
+    torch.testing.assert_close(alpha_bar, schedule.alphas**2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("config", EVERY_KIND, ids=str)
+def test_at_ratio(config):
+    schedule = NoiseSchedule(config)
+    ratio = torch.tensor([0.0, 0.02, 1.0, 30.0]).double()
+    level = schedule.at_ratio(ratio, torch.float64)
+    torch.testing.assert_close(level.sigma / level.alpha, ratio)
+    assert (level.alpha[0], level.sigma[0]) == (1, 0)
+    t = torch.tensor([3, 20])
+    table = schedule.level(t, torch.float64)
+    torch.testing.assert_close(schedule.at_ratio(table.ratio, torch.float64).alpha, table.alpha)
+
+
+@pytest.mark.parametrize("num_steps", [2, 7, 20, 50, 1000])
+def test_linspace_timesteps_are_those_of_diffusers(num_steps):
+    theirs = DDIMScheduler(timestep_spacing="linspace")
+    theirs.set_timesteps(num_steps)
+    timesteps = NoiseSchedule(ScheduleConfig()).timesteps(num_steps, "linspace")
+    assert timesteps == theirs.timesteps.tolist()
+    assert (timesteps[0], timesteps[-1]) == (999, 0)
+
+
+def test_a_single_step_starts_at_the_top_with_every_spacing():
+    schedule = NoiseSchedule(ScheduleConfig())
+    for spacing in ("trailing", "linspace", "karras"):
+        path = schedule.path(1, spacing, dtype=torch.float64)
+        assert path.shape == (2,) and path.sigma[1] == 0 and path.alpha[1] == 1
+        assert path.sigma[0].item() == pytest.approx(schedule.sigmas[-1].item(), rel=1e-12)
+
+
+def test_karras_spacing_is_diffusers():
+    whole = NoiseSchedule(ScheduleConfig()).path(1000, dtype=torch.float64).ratio[:-1]
+    expected = DPMSolverMultistepScheduler()._convert_to_karras(whole, 12)
+    path = NoiseSchedule(ScheduleConfig()).path(12, "karras", dtype=torch.float64)
+    torch.testing.assert_close(path.ratio[:-1], torch.as_tensor(expected), rtol=1e-9, atol=0)
+    edm = NoiseSchedule(ScheduleConfig("edm", 18))
+    torch.testing.assert_close(edm.path(18, "karras", dtype=torch.float64).sigma[:-1], edm.sigmas.flip(0))
+
+
+@pytest.mark.parametrize("config", [ScheduleConfig("flow"), ScheduleConfig("cosine", zero_terminal_snr=True)])
+def test_karras_spacing_is_refused_where_the_ratio_is_infinite(config):
+    with pytest.raises(UserError, match="sampling.spacing: karras.*diffusion.schedule.*use trailing"):
+        NoiseSchedule(config).path(5, "karras")
+
+
+def test_given_frames_may_keep_some_noise():
+    schedule = NoiseSchedule(ScheduleConfig("flow"))
+    given = torch.tensor([[True, False, False], [False, True, True]])
+    levels = schedule.sampling_levels(4, given, torch.float64, "linspace", context=0.1)
+    assert (levels.sigma[:, given] - 0.1).abs().max() < 1e-12
+    path = schedule.path(4, "linspace", dtype=torch.float64)
+    assert torch.equal(levels.sigma[:, ~given], path.sigma[:, None].expand(5, 3))
+    clean = schedule.sampling_levels(4, given)
+    assert (clean.alpha[:, given] == 1).all() and (clean.code[:, given] == 0).all()
+
+
 @pytest.mark.parametrize(
-    "broken",
+    "broken, message",
     [
-        {"kind": "sigmoid"},
-        {"num_train_timesteps": 1},
-        {"beta_start": 0.0},
-        {"beta_start": 0.03},
-        {"beta_end": 1.0},
+        ({"kind": "sigmoid"}, "kind: 'sigmoid' is not known"),
+        ({"num_train_timesteps": 1}, "num_train_timesteps"),
+        ({"beta_start": 0.0}, "beta_start"),
+        ({"beta_start": 0.03}, "beta_start"),
+        ({"beta_end": 1.0}, "beta_end"),
+        ({"kind": "flow", "zero_terminal_snr": True}, "zero_terminal_snr: kind flow ends in pure noise"),
+        ({"kind": "edm", "zero_terminal_snr": True}, "zero_terminal_snr: kind edm has alpha = 1"),
+        ({"sigma_min": 0.0}, "sigma_min"),
+        ({"sigma_max": 0.001}, "sigma_max"),
+        ({"rho": 0.5}, "rho"),
+        ({"shift": 0.0}, "shift"),
+        ({"shift": math.inf}, "shift"),
     ],
 )
-def test_broken_schedules_are_refused(broken):
-    with pytest.raises(UserError, match="diffusion.schedule"):
+def test_broken_schedules_are_refused(broken, message):
+    with pytest.raises(UserError, match=f"diffusion.schedule.*{message}"):
         ScheduleConfig(**broken)
 
 
 @pytest.mark.parametrize("num_steps", [0, 1001])
-def test_too_many_or_no_steps_are_refused(num_steps):
+@pytest.mark.parametrize("spacing", ["trailing", "linspace"])
+def test_too_many_or_no_steps_are_refused(num_steps, spacing):
     with pytest.raises(UserError, match="num_inference_steps"):
-        NoiseSchedule(ScheduleConfig()).timesteps(num_steps)
+        NoiseSchedule(ScheduleConfig()).timesteps(num_steps, spacing)
+
+
+def test_an_unknown_spacing_is_refused():
+    with pytest.raises(UserError, match="sampling.spacing: 'leading'"):
+        NoiseSchedule(ScheduleConfig()).path(5, "leading")

@@ -14,6 +14,12 @@ class UserError(Exception):
     """Bad input: one line that names the file or key, the reason and the cure."""
 
 
+def require(holds: bool, line: str) -> None:
+    """Raises `UserError(line)` unless `holds`."""
+    if not holds:
+        raise UserError(line)
+
+
 def door(main: Callable[[], int | None]) -> Callable[[], None]:
     """Wraps a command's `main`: a `UserError` is printed as one line and ends with exit code 2.
 

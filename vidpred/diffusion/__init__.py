@@ -2,7 +2,7 @@
 
 from vidpred.diffusion.clipping import ClipBound, ClipBoundConfig, build_clip
 from vidpred.diffusion.config import DiffusionConfig
-from vidpred.diffusion.levels import NoiseLevel, add_noise, implied_noise
+from vidpred.diffusion.levels import NoiseLevel, add_more_noise, add_noise, implied_noise
 from vidpred.diffusion.parameterizations import Parameterization, build_parameterization
 from vidpred.diffusion.samplers import (
     SamplingConfig,
@@ -23,6 +23,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "StepReport",
+    "add_more_noise",
     "add_noise",
     "build_clip",
     "build_parameterization",

@@ -53,6 +53,11 @@ class NoiseLevel:
         return NoiseLevel(*(torch.where(mask, x, y) for x, y in pairs))
 
     @property
+    def ratio(self) -> Tensor:
+        """sigma / alpha, the noise in units of the signal; infinite at alpha = 0."""
+        return self.sigma / self.alpha
+
+    @property
     def shape(self) -> torch.Size:
         return self.alpha.shape
 
@@ -83,6 +88,22 @@ def add_noise(x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         level: (B, T).
     """
     return append_dims(level.alpha, x0.ndim) * x0 + append_dims(level.sigma, x0.ndim) * noise
+
+
+def add_more_noise(x: Tensor, level: NoiseLevel, noisier: NoiseLevel, noise: Tensor) -> Tensor:
+    """Carries x from its level (alpha, sigma) on to a noisier one, (alpha', sigma'), by the forward process:
+
+        x' = r x + sqrt(sigma'^2 - (r sigma)^2) eps,    r = alpha' / alpha
+
+    From the clean level this is `add_noise`. Where `noisier` is not noisier, or alpha = 0, the result has no
+    meaning and callers never use it.
+
+    Args:
+        x, noise: (B, T, ...). level, noisier: (B, T).
+    """
+    kept = noisier.alpha / torch.where(level.alpha > 0, level.alpha, torch.ones_like(level.alpha))
+    added = (noisier.sigma**2 - (kept * level.sigma) ** 2).clamp(min=0).sqrt()
+    return append_dims(kept, x.ndim) * x + append_dims(added, x.ndim) * noise
 
 
 def implied_noise(x: Tensor, x0: Tensor, level: NoiseLevel) -> Tensor:

@@ -4,13 +4,19 @@ Notation: x = alpha x0 + sigma eps. Whatever F estimates, x0 is recovered linear
 
     x0 = c_skip x + c_out F,    network input = c_in x    (the preconditioning of Karras et al. 2022)
 
-and the factors are functions of the level alone. With n^2 = alpha^2 + sigma^2, which is 1 for VP levels only:
+and the factors are functions of the level alone. With d = sigma_data, n^2 = alpha^2 + sigma^2, which is 1 for
+VP levels only, and m^2 = d^2 alpha^2 + sigma^2:
 
-    F     target                         c_skip      c_out
-    x0    x0                             0           1
-    eps   eps                            1/alpha     -sigma/alpha
-    v     (alpha eps - sigma x0) / n     alpha/n^2   -sigma/n     (Salimans and Ho 2022; n makes it general:
-                                                                   at alpha = 1 it is EDM with sigma_data = 1)
+    F     target                            c_skip               c_out
+    x0    x0                                0                    1
+    eps   eps                               1/alpha              -sigma/alpha
+    v     (alpha eps - sigma x0) / n        alpha/n^2            -sigma/n
+    flow  eps - x0                          1/(alpha + sigma)    -sigma/(alpha + sigma)
+    edm   (sigma x0/d - alpha d eps) / m    alpha d^2/m^2        sigma d/m
+
+v is of Salimans and Ho 2022 (arXiv:2202.00512); n makes it general. flow is the velocity of rectified flow
+(Liu et al. 2022, arXiv:2209.03003), dx/dsigma where alpha = 1 - sigma. edm is of Karras et al. 2022
+(arXiv:2206.00364, eq. 7 and table 1), written for x in place of x/alpha; at d = 1 it is -v.
 """
 
 from abc import ABC, abstractmethod
@@ -20,18 +26,25 @@ from torch import Tensor
 
 from vidpred.diffusion.levels import NoiseLevel
 from vidpred.diffusion.schedules import NoiseSchedule
-from vidpred.errors import UserError
+from vidpred.errors import UserError, require
 from vidpred.tensor_ops import append_dims
 
 
 class Parameterization(ABC):
-    """Between x0 and the network. The factors have the level's shape, (B, T)."""
+    """Between x0 and the network. The factors have the level's shape, (B, T).
+
+    sigma_data: deviation of the latents that the network learns; 1 for calibrated ones, less where it learns
+    their difference to a given frame.
+    """
 
     name: str
 
+    def __init__(self, sigma_data: float = 1.0):
+        self.sigma_data = sigma_data
+
     def c_in(self, level: NoiseLevel) -> Tensor:
-        """Gives the network's input unit variance when the latents have it (calibrated ones do); 1 for VP."""
-        return 1 / torch.hypot(level.alpha, level.sigma)
+        """1/m, which gives the network's input unit variance; 1 for VP levels and sigma_data 1."""
+        return 1 / torch.hypot(self.sigma_data * level.alpha, level.sigma)
 
     @abstractmethod
     def c_skip(self, level: NoiseLevel) -> Tensor: ...
@@ -86,22 +99,56 @@ class PredictV(Parameterization):
 
     def target(self, x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         norm = torch.hypot(level.alpha, level.sigma)
-        alpha, sigma = append_dims(level.alpha / norm, x0.ndim), append_dims(level.sigma / norm, x0.ndim)
-        return alpha * noise - sigma * x0
+        return _mix(level.alpha / norm, noise, -level.sigma / norm, x0)
 
 
-PARAMETERIZATIONS = {kind.name: kind for kind in (PredictEps, PredictV, PredictX0)}
+class PredictFlow(Parameterization):
+    name = "flow"
+
+    def c_skip(self, level: NoiseLevel) -> Tensor:
+        return 1 / (level.alpha + level.sigma)
+
+    def c_out(self, level: NoiseLevel) -> Tensor:
+        return -level.sigma / (level.alpha + level.sigma)
+
+    def target(self, x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        return noise - x0
 
 
-def build_parameterization(name: str, schedule: NoiseSchedule) -> Parameterization:
-    """eps, v or x0 by name; refuses eps where the schedule reaches alpha = 0, because the first x0 is 0/0."""
-    if name not in PARAMETERIZATIONS:
-        raise UserError(
-            f"diffusion.parameterization: '{name}' is not known; choose one of {', '.join(PARAMETERIZATIONS)}"
-        )
+class PredictEdm(Parameterization):
+    name = "edm"
+
+    def c_skip(self, level: NoiseLevel) -> Tensor:
+        return level.alpha * (self.sigma_data * self.c_in(level)) ** 2
+
+    def c_out(self, level: NoiseLevel) -> Tensor:
+        return level.sigma * self.sigma_data * self.c_in(level)
+
+    def target(self, x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        # The table's quotient (x0 - c_skip x) / c_out, multiplied out: it would be 0/0 at sigma = 0.
+        c_in = self.c_in(level)
+        of_noise = -level.alpha * self.sigma_data * c_in
+        return _mix(of_noise, noise, level.sigma / self.sigma_data * c_in, x0)
+
+
+def _mix(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y for factors a, b (B, T)."""
+    return append_dims(a, x.ndim) * x + append_dims(b, y.ndim) * y
+
+
+PARAMETERIZATIONS = {kind.name: kind for kind in (PredictEps, PredictV, PredictX0, PredictFlow, PredictEdm)}
+
+
+def build_parameterization(name: str, schedule: NoiseSchedule, sigma_data: float = 1.0) -> Parameterization:
+    """By name; refuses eps where the schedule reaches alpha = 0, because the first x0 is 0/0."""
+    known = ", ".join(PARAMETERIZATIONS)
+    require(
+        name in PARAMETERIZATIONS, f"diffusion.parameterization: '{name}' is not known; choose one of {known}"
+    )
+    require(sigma_data > 0, f"diffusion.sigma_data: {sigma_data} must be above 0 (1 is usual)")
     if name == "eps" and schedule.reaches_pure_noise:
         raise UserError(
-            "diffusion.parameterization: eps cannot be used with diffusion.schedule.zero_terminal_snr, "
-            "x0 is 0/0 at pure noise; use v or x0"
+            f"diffusion.parameterization: eps cannot be used with {schedule.pure_noise_key}, "
+            "x0 is 0/0 at pure noise; use v, flow or x0"
         )
-    return PARAMETERIZATIONS[name]()
+    return PARAMETERIZATIONS[name](sigma_data)
