@@ -51,7 +51,8 @@ class Scene:
     device: torch.device
 
     def predictor(self, network: nn.Module, residual: bool) -> Predictor:
-        parameterization = build_parameterization(self.config.diffusion.parameterization, self.schedule)
+        diffusion = self.config.diffusion
+        parameterization = build_parameterization(diffusion.parameterization, self.schedule, diffusion.sigma_data)
         return Predictor(
             Denoiser(network, parameterization, residual), self.autoencoder, self.calibration, self.schedule,
             self.config.sampling, self.config.conditioning.context_frames, self.config.data.num_frames,

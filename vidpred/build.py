@@ -126,7 +126,7 @@ def build_predictor(
     channels = autoencoder.latent_channels
     network = build_network(config.network, channels, channels).to(device)
     schedule = NoiseSchedule(config.diffusion.schedule)
-    parameterization = build_parameterization(config.diffusion.parameterization, schedule)
+    parameterization = build_parameterization(config.diffusion.parameterization, schedule, config.diffusion.sigma_data)
     return Predictor(
         Denoiser(network, parameterization, config.diffusion.residual), autoencoder, calibration, schedule,
         config.sampling, config.conditioning.context_frames, config.data.num_frames,

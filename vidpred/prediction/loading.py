@@ -58,7 +58,7 @@ def predictor_from_checkpoint(
 
     diffusion = from_mapping(DiffusionConfig, config["diffusion"], "diffusion")
     schedule = NoiseSchedule(diffusion.schedule)
-    parameterization = build_parameterization(diffusion.parameterization, schedule)
+    parameterization = build_parameterization(diffusion.parameterization, schedule, diffusion.sigma_data)
     denoiser = Denoiser(network, parameterization, diffusion.residual).eval().requires_grad_(False)
     return Predictor(
         denoiser.to(device),
