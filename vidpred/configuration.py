@@ -26,7 +26,7 @@ import yaml
 from vidpred.autoencoders import AUTOENCODERS
 from vidpred.conditioning import ConditioningConfig
 from vidpred.data import DATASETS
-from vidpred.diffusion import DiffusionConfig, NoiseSchedule, SamplingConfig, build_parameterization
+from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig
 from vidpred.networks import NETWORKS
@@ -93,7 +93,7 @@ class Config:
                     f"sampling.{key}: {steps} steps need as many noise levels, and "
                     f"diffusion.schedule.num_train_timesteps is {levels}; lower the one or raise the other"
                 )
-        build_parameterization(self.diffusion.parameterization, NoiseSchedule(self.diffusion.schedule))
+        require_possible(self.diffusion, self.sampling)
 
     def resolved(self) -> dict[str, Any]:
         """Plain data (str, int, float, bool, None, list, dict) for YAML, loggers and checkpoints."""

@@ -24,8 +24,9 @@ class Trace:
         self._steps: list[Tensor] = []
 
     def __call__(self, report: StepReport) -> None:
-        # Frames that do not move are clean: the smallest alpha and the largest sigma are the moving ones'.
-        figures = [report.level.alpha.amin(), report.level.sigma.amax()]
+        # The noisiest of the moving frames.
+        alpha = torch.where(report.moving, report.level.alpha, torch.inf).amin()
+        figures = [alpha, torch.where(report.moving, report.level.sigma, 0.0).amax()]
         figures += [*report.value_range(report.x), *report.value_range(report.x0_raw)]
         self._steps.append(torch.stack([*figures, report.clip_rate, report.eps_norm]).double())
 

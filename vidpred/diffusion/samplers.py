@@ -1,63 +1,64 @@
 """Samplers: functions over a grid of noise levels.
 
 Notation: x = alpha x0 + sigma eps. A step goes from the level (alpha, sigma) of each frame to the next one,
-(alpha', sigma'). The network is asked for x0 alone; x0 is clipped; the noise eps is what x holds besides it;
-and the next x is put together from the two (Song et al. 2021, DDIM, eq. 12, arXiv:2010.02502):
+(alpha', sigma'). In the coordinates y = x / alpha and r = sigma / alpha the probability-flow ODE of every
+family of levels is dy/dr = (y - x0) / r = eps (Song et al. 2021, DDIM, eq. 14, arXiv:2010.02502). Sampling is
+solving it from large r to r = 0. Written back in x:
 
-    x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z,    z ~ N(0, I)
+    DDIM      x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s z,    z ~ N(0, I)             (DDIM, eq. 12)
+              s = eta sigma' sqrt(1 - q^2),    q = r' / r
+    Euler     x' = alpha' x0 + sigma' eps, which is DDIM with eta = 0
+    Heun      Euler + (sigma' - alpha' r) (eps' - eps) / 2,    eps' of Euler's x'
+              (the trapezoidal rule; Karras et al. 2022, alg. 1, arXiv:2206.00364)
+    DPM++ 2M  Euler + (alpha' - sigma' / r) h / (2 h_before) (x0 - x0_before),    h = log(r / r')
+              (Lu et al. 2022, alg. 2, arXiv:2211.01095; before: of the frame's last step)
 
-    s = eta sigma' sqrt(1 - r^2),    r = (alpha sigma') / (alpha' sigma)
-
-eta = 0 is DDIM. eta = 1 is the posterior q(x' | x, x0) of ancestral sampling (Ho et al. 2020, eq. 6 and 7).
-Written with r, the formula holds for all levels, also where alpha^2 + sigma^2 is not 1.
+eta = 1 is the posterior q(x' | x, x0) of ancestral sampling (Ho et al. 2020, eq. 6 and 7). The error at the
+end falls with the step's size for DDIM and Euler and with its square for Heun and DPM++ 2M. The second-order
+terms need r and r' that are neither infinite nor 0, so the step from pure noise and the step to clean are
+Euler's. Heun's term also magnifies an error of eps' by (r / r' - 1) / 2: a step from almost pure noise is
+Euler's too (the cosine schedule begins at r = 20000, and its first Heun step would be noise).
 """
 
-from dataclasses import dataclass, field
-from typing import Callable, Literal, Optional
+from dataclasses import dataclass
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
 
-from vidpred.diffusion.clipping import ClipBound, ClipBoundConfig
-from vidpred.diffusion.levels import NoiseLevel, implied_noise
-from vidpred.errors import UserError
+from vidpred.diffusion.clipping import ClipBound
+from vidpred.diffusion.estimates import Callback, Denoise, Estimate, Estimator
+from vidpred.diffusion.levels import NoiseLevel
 from vidpred.tensor_ops import append_dims
 
-Denoise = Callable[[Tensor, NoiseLevel], Tensor]
-"""(x (B, T, C, H, W), level (B, T)) -> the clean estimate x0, same shape."""
+LARGEST_FALL = 32.0  # of r in a Heun step
+
+Noise = Callable[[int], Tensor]
+"""step -> standard normal tensor like x."""
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one sampling step saw. Everything stays on the device: nothing here waits for the GPU.
+class Step:
+    """One step of the grid: from `level` to `following`, (B, T) each; `moving`, where they differ."""
 
-    Attributes:
-        step: 0 .. S-1.
-        level: (B, T), the level that the step starts from.
-        moving: (B, T) bool, frames that the step changes; the statistics are over these alone.
-        x: the sampler's state before the step, (B, T, C, H, W).
-        x0_raw, x0: the clean estimate before and after clipping.
-        clip_rate: 0-d, fraction of the values that clipping changed.
-        eps_norm: 0-d, root mean square of the eps of this step's update; its expectation is 1.
-    """
-
-    step: int
+    number: int
     level: NoiseLevel
+    following: NoiseLevel
     moving: Tensor
-    x: Tensor
-    x0_raw: Tensor
-    x0: Tensor
-    clip_rate: Tensor
-    eps_norm: Tensor
-
-    def value_range(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(min, max) of `values` (B, T, C, H, W) over the moving frames, as 0-d tensors."""
-        moving = append_dims(self.moving, values.ndim)
-        low = torch.where(moving, values, torch.inf).amin()
-        return low, torch.where(moving, values, -torch.inf).amax()
 
 
-Callback = Callable[[StepReport], None]
+Advance = Callable[[Step, Tensor, Estimate], Tensor]
+"""(step, x, the estimate at x) -> x at the following level; what it says of still frames is not used."""
+
+
+def _walk(x: Tensor, levels: NoiseLevel, estimate: Estimator, advance: Advance) -> Tensor:
+    """x (B, T, C, H, W) at levels[0] -> x at levels[S]. Frames that do not move pass bit for bit."""
+    for number in range(len(levels) - 1):
+        level, following = levels[number], levels[number + 1]
+        step = Step(number, level, following, level.differs(following))
+        proposal = advance(step, x, estimate(number, x, level, step.moving))
+        x = torch.where(append_dims(step.moving, x.ndim), proposal, x)
+    return x
 
 
 @torch.no_grad()
@@ -69,7 +70,7 @@ def sample_ddim(
     clip: Optional[ClipBound] = None,
     eta: float = 0.0,
     rederive_eps: bool = True,
-    noise: Optional[Callable[[int], Tensor]] = None,
+    noise: Optional[Noise] = None,
     callback: Optional[Callback] = None,
 ) -> Tensor:
     """Walks x down the grid of levels.
@@ -84,27 +85,20 @@ def sample_ddim(
         rederive_eps: take eps from the clipped x0, so that x' lies between x and the clipped x0; False keeps
             the network's own eps. These are diffusers' use_clipped_model_output=True and False.
         noise: step -> standard normal tensor like x; needed when eta > 0.
-        callback: called with a StepReport at every step.
+        callback: called with a StepReport at every call of the network.
     Returns:
         x at levels[S]: the clipped x0 where that level is clean.
     """
     if eta > 0 and noise is None:
         raise ValueError("eta > 0 needs `noise`, a function step -> standard normal tensor like x")
-    for step in range(len(levels) - 1):
-        level, following = levels[step], levels[step + 1]
-        moving = level.differs(following)  # (B, T)
-        x0_raw = denoise(x, level).to(x.dtype)
-        x0 = x0_raw if clip is None else clip(x0_raw)
-        eps = implied_noise(x, x0 if rederive_eps else x0_raw, level)
-        if callback is not None:
-            callback(_report(step, level, moving, x, x0_raw, x0, eps))
 
-        kept, fresh = (append_dims(scale, x.ndim) for scale in _noise_scales(level, following, eta))
-        proposal = append_dims(following.alpha, x.ndim) * x0 + kept * eps
-        if eta > 0:
-            proposal = proposal + fresh * noise(step)
-        x = torch.where(append_dims(moving, x.ndim), proposal, x)
-    return x
+    def advance(step: Step, x: Tensor, found: Estimate) -> Tensor:
+        scales = _noise_scales(step.level, step.following, eta)
+        kept, fresh = (append_dims(scale, x.ndim) for scale in scales)
+        proposal = append_dims(step.following.alpha, x.ndim) * found.x0 + kept * found.eps
+        return proposal + fresh * noise(step.number) if eta > 0 else proposal
+
+    return _walk(x, levels, Estimator(denoise, clip, callback, rederive_eps), advance)
 
 
 def sample_ddpm(
@@ -112,7 +106,7 @@ def sample_ddpm(
     x: Tensor,
     levels: NoiseLevel,
     *,
-    noise: Callable[[int], Tensor],
+    noise: Noise,
     clip: Optional[ClipBound] = None,
     callback: Optional[Callback] = None,
 ) -> Tensor:
@@ -123,93 +117,98 @@ def sample_ddpm(
     return sample_ddim(denoise, x, levels, clip=clip, eta=1.0, noise=noise, callback=callback)
 
 
+def sample_euler(
+    denoise: Denoise,
+    x: Tensor,
+    levels: NoiseLevel,
+    *,
+    clip: Optional[ClipBound] = None,
+    callback: Optional[Callback] = None,
+) -> Tensor:
+    """Euler's method. It is DDIM with eta = 0 and re-derived eps, of first order. Arguments as there."""
+    return sample_ddim(denoise, x, levels, clip=clip, callback=callback)
+
+
+@torch.no_grad()
+def sample_heun(
+    denoise: Denoise,
+    x: Tensor,
+    levels: NoiseLevel,
+    *,
+    clip: Optional[ClipBound] = None,
+    callback: Optional[Callback] = None,
+) -> Tensor:
+    """Heun's method, of second order: two calls of the network per step, one where the step is Euler's.
+
+    Arguments as in `sample_ddim`.
+    """
+    estimate = Estimator(denoise, clip, callback)
+    corrected = _between_the_ends(levels)  # (S, B, T)
+    corrected &= levels[:-1].ratio <= LARGEST_FALL * levels[1:].ratio
+    # Asked once, before the walk: a look at a tensor inside it would be a CPU-GPU sync point.
+    calls_again = corrected.flatten(1).any(dim=1).tolist()
+
+    def advance(step: Step, x: Tensor, found: Estimate) -> Tensor:
+        proposal = _euler(step, found)
+        if not calls_again[step.number]:
+            return proposal
+        ahead = torch.where(append_dims(step.moving, x.ndim), proposal, x)
+        again = estimate(step.number, ahead, step.following, corrected[step.number])
+        half = (step.following.sigma - step.following.alpha * step.level.ratio) / 2
+        second = proposal + append_dims(half, x.ndim) * (again.eps - found.eps)
+        return torch.where(append_dims(corrected[step.number], x.ndim), second, proposal)
+
+    return _walk(x, levels, estimate, advance)
+
+
+@torch.no_grad()
+def sample_dpmpp_2m(
+    denoise: Denoise,
+    x: Tensor,
+    levels: NoiseLevel,
+    *,
+    clip: Optional[ClipBound] = None,
+    callback: Optional[Callback] = None,
+) -> Tensor:
+    """DPM-Solver++ 2M, of second order with one call per step. Arguments as in `sample_ddim`.
+
+    Each frame remembers the estimate and the level of the last step that it moved in; before its first one it
+    remembers pure noise, r = inf, for which the second-order term is 0.
+    """
+    corrected = _between_the_ends(levels)
+    x0_before = torch.zeros_like(x)
+    log_before = torch.full_like(levels.sigma[0], torch.inf)  # log r
+
+    def advance(step: Step, x: Tensor, found: Estimate) -> Tensor:
+        nonlocal x0_before, log_before
+        log = step.level.ratio.log()
+        slope = (log - step.following.ratio.log()) / (2 * (log_before - log))  # h / (2 h_before)
+        gain = (step.following.alpha - step.following.sigma / step.level.ratio) * slope
+        proposal = _euler(step, found)
+        second = proposal + append_dims(gain, x.ndim) * (found.x0 - x0_before)
+        proposal = torch.where(append_dims(corrected[step.number], x.ndim), second, proposal)
+        x0_before = torch.where(append_dims(step.moving, x.ndim), found.x0, x0_before)
+        log_before = torch.where(step.moving, log, log_before)
+        return proposal
+
+    return _walk(x, levels, Estimator(denoise, clip, callback), advance)
+
+
+def _euler(step: Step, found: Estimate) -> Tensor:
+    alpha, sigma = (append_dims(v, found.x0.ndim) for v in (step.following.alpha, step.following.sigma))
+    return alpha * found.x0 + sigma * found.eps
+
+
+def _between_the_ends(levels: NoiseLevel) -> Tensor:
+    """(S, B, T) bool: moving frames whose step neither starts at pure noise nor ends clean."""
+    level, following = levels[:-1], levels[1:]
+    return level.differs(following) & (level.alpha > 0) & (following.sigma > 0)
+
+
 def _noise_scales(level: NoiseLevel, following: NoiseLevel, eta: float) -> tuple[Tensor, Tensor]:
     """How much of the old eps is kept and how much is fresh, (B, T) each; kept^2 + fresh^2 = sigma'^2."""
-    # r = (alpha sigma') / (alpha' sigma). A frame that is clean already does not move: any r will do.
+    # q = r' / r. A frame that is clean already does not move: any q will do.
     below = following.alpha * level.sigma
-    r = level.alpha * following.sigma / torch.where(below > 0, below, torch.ones_like(below))
-    fresh_part = eta**2 * (1 - r**2).clamp(min=0)
+    q = level.alpha * following.sigma / torch.where(below > 0, below, torch.ones_like(below))
+    fresh_part = eta**2 * (1 - q**2).clamp(min=0)
     return following.sigma * (1 - fresh_part).sqrt(), following.sigma * fresh_part.sqrt()
-
-
-def _report(
-    step: int, level: NoiseLevel, moving: Tensor, x: Tensor, x0_raw: Tensor, x0: Tensor, eps: Tensor
-) -> StepReport:
-    pixels = tuple(range(moving.ndim, x.ndim))
-    clipped = (x0 != x0_raw).to(x.dtype).mean(dim=pixels)  # (B, T); NaN counts as clipped
-    squared = eps.square().mean(dim=pixels)
-    frames = moving.sum().clamp(min=1)
-    clip_rate, eps_square = (torch.where(moving, value, 0.0).sum() / frames for value in (clipped, squared))
-    return StepReport(step, level, moving, x, x0_raw, x0, clip_rate, eps_square.sqrt())
-
-
-@dataclass
-class SamplingConfig:
-    """How predictions are drawn."""
-
-    sampler: Literal["ddim", "ddpm"] = "ddim"
-    """ddim: deterministic for eta 0. ddpm: ancestral, fresh noise at each step."""
-    num_inference_steps: int = 20
-    """Network calls per prediction."""
-    num_inference_steps_start: Optional[int] = None
-    """Where set, pictures during training use this many steps at first, growing to num_inference_steps at
-    the end. Evaluations always use num_inference_steps, so that their figures compare."""
-    eta: float = 0.0
-    """ddim: fresh noise per step, 0 to 1."""
-    rederive_eps: bool = True
-    """ddim: take eps from the clipped x0; false keeps the network's own eps (diffusers' default)."""
-    clip: ClipBoundConfig = field(default_factory=ClipBoundConfig)
-    """Bound on the clean estimate."""
-
-    def __post_init__(self) -> None:
-        if self.sampler not in ("ddim", "ddpm"):
-            raise UserError(f"sampling.sampler: '{self.sampler}' is not known; choose ddim or ddpm")
-        if self.num_inference_steps < 1:
-            raise UserError(f"sampling.num_inference_steps: {self.num_inference_steps} must be 1 or more")
-        start = self.num_inference_steps_start
-        if start is not None and start < 1:
-            raise UserError(f"sampling.num_inference_steps_start: {start} must be 1 or more")
-        if not 0 <= self.eta <= 1:
-            raise UserError(f"sampling.eta: {self.eta} must be in [0, 1]")
-
-    def num_steps_at(self, progress: float) -> int:
-        """Inference steps when the fraction `progress` in [0, 1] of training is done."""
-        start = self.num_inference_steps_start or self.num_inference_steps
-        return round(start + (self.num_inference_steps - start) * min(max(progress, 0.0), 1.0))
-
-
-Sampler = Callable[..., Tensor]
-"""(denoise, x, levels, noise=None, callback=None) -> x0."""
-
-
-def build_sampler(config: SamplingConfig, clip: Optional[ClipBound]) -> Sampler:
-    """The configured sampler with its clip bound, as a function of (denoise, x, levels, noise, callback)."""
-
-    def ddim(
-        denoise: Denoise,
-        x: Tensor,
-        levels: NoiseLevel,
-        noise: Optional[Callable[[int], Tensor]] = None,
-        callback: Optional[Callback] = None,
-    ) -> Tensor:
-        return sample_ddim(
-            denoise,
-            x,
-            levels,
-            clip=clip,
-            eta=config.eta,
-            rederive_eps=config.rederive_eps,
-            noise=noise,
-            callback=callback,
-        )
-
-    def ddpm(
-        denoise: Denoise,
-        x: Tensor,
-        levels: NoiseLevel,
-        noise: Callable[[int], Tensor],
-        callback: Optional[Callback] = None,
-    ) -> Tensor:
-        return sample_ddpm(denoise, x, levels, noise=noise, clip=clip, callback=callback)
-
-    return {"ddim": ddim, "ddpm": ddpm}[config.sampler]

@@ -111,7 +111,7 @@ class Predictor:
         start = append_dims(deviation, latents.ndim) * noise("start")
         # Built here, so that the bound is that of the calibration as it is now.
         clip = build_clip(self.sampling.clip, self.calibration.low, self.calibration.high)
-        sample = build_sampler(self.sampling, clip)
+        sample = build_sampler(self.sampling, clip, self.schedule)
         return sample(
             lambda x, level: self.denoiser(x, level, given, frame_times),
             torch.where(append_dims(given, latents.ndim), latents, start),
