@@ -17,6 +17,7 @@ from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.distributed import process_group, rank
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, EvaluationConfig, evaluate
+from vidpred.frame_roles import GIVEN, UNKNOWN
 from vidpred.prediction import LatentCalibration, Predictor
 
 CONTEXT, FRAMES, SIZE = 2, 5, 32
@@ -46,7 +47,7 @@ class Squares(ClipDataset):
 
 
 def first_frames(generator: np.random.Generator, num_frames: int) -> np.ndarray:
-    return np.arange(num_frames) < CONTEXT
+    return np.where(np.arange(num_frames) < CONTEXT, GIVEN, UNKNOWN)
 
 
 class NoiseDependent(nn.Module):

@@ -20,14 +20,19 @@ from vidpred.data import (
 )
 from vidpred.data.draws import DrawOrder, micro_batches
 from vidpred.errors import UserError
+from vidpred.frame_roles import GIVEN, UNKNOWN
+
+
+def roles_of(given):
+    return np.where(given, GIVEN, UNKNOWN)
 
 
 def first_two(generator, frames):
-    return np.arange(frames) < 2
+    return roles_of(np.arange(frames) < 2)
 
 
-def random_mask(generator, frames):
-    return np.arange(frames) < int(generator.integers(1, frames))
+def random_roles(generator, frames):
+    return roles_of(np.arange(frames) < int(generator.integers(1, frames)))
 
 
 def make_loader(dataset, **changes):
@@ -36,7 +41,7 @@ def make_loader(dataset, **changes):
         global_batch=4,
         accumulation=1,
         first_step=0,
-        given_mask=random_mask,
+        frame_roles=random_roles,
         num_workers=1,
         timeout=30.0,
         device_type="cpu",
@@ -296,9 +301,9 @@ def test_a_user_error_in_a_worker_stays_one_line():
 
 
 def test_workers_that_always_die_are_one_line():
-    def dying_mask(generator, frames):  # not while an item is read: no item is to blame
+    def dying_roles(generator, frames):  # not while an item is read: no item is to blame
         os._exit(7)
 
-    loader = make_loader(Trouble(TroubleConfig()), given_mask=dying_mask)
+    loader = make_loader(Trouble(TroubleConfig()), frame_roles=dying_roles)
     with pytest.raises(UserError, match="die again and again .*exit code 7.*; lower data.num_workers.*/dev/shm"):
         next(loader)

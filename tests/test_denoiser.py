@@ -217,3 +217,25 @@ def test_a_clip_without_its_batch_axis_is_refused():
     x0, _, level, given, times = problem()
     with pytest.raises(ValueError, match=r"x must be \(B, T, C, H, W\)"):
         Denoiser(Returns(), parameterization("v"))(x0[0], level, given, times)
+
+
+def test_the_objective_weighs_each_frame_by_its_level():
+    x0, noise, level, given, times = problem()
+    weigh = lambda level: 3 + level.code  # noqa: E731
+    plain, weighted = (Denoiser(Returns(), parameterization("x0"), True, *w) for w in ((), (weigh,)))
+    reference, result = (d.loss(x0, noise, level, given, times) for d in (plain, weighted))
+    assert torch.equal(result.per_frame, reference.per_frame) and torch.equal(result.per_clip, reference.per_clip)
+    torch.testing.assert_close(reference.objective, reference.per_clip)
+    expected = ((3 + level.code) * reference.per_frame).sum(1) / (~given).sum(1)
+    torch.testing.assert_close(result.objective, expected)
+    assert weighted.with_network(Returns()).weight is weigh
+
+
+def test_only_scored_frames_count():
+    x0, noise, level, given, times = problem()
+    denoiser = Denoiser(Returns(), parameterization("x0"))
+    scored = torch.tensor([[False, False, True, False, True]]).expand(B, T)
+    all_unknown = denoiser.loss(x0, noise, level, given, times)
+    some = denoiser.loss(x0, noise, level, given, times, scored=scored)
+    assert torch.equal(some.per_frame, all_unknown.per_frame * scored)
+    torch.testing.assert_close(some.per_clip, some.per_frame[:, [2, 4]].mean(1))

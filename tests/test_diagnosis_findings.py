@@ -62,7 +62,7 @@ def make_clips(seed=0):
     pixels = (127.5 + 30 * torch.stack(frames, dim=1)).clamp(0, 255).round().to(torch.uint8)
     return ClipBatch(
         frames=pixels,
-        given=(torch.arange(FRAMES) < GIVEN).expand(CLIPS, -1).contiguous(),
+        roles=(torch.arange(FRAMES) < GIVEN).to(torch.uint8).expand(CLIPS, -1).contiguous(),
         frame_times=torch.arange(FRAMES, dtype=torch.float32).expand(CLIPS, -1).contiguous(),
         draws=torch.arange(CLIPS),
         names=[f"folder/{index}.mp4" for index in range(CLIPS)],

@@ -26,6 +26,7 @@ from evaluation_helper import (
 from vidpred.autoencoders import MockConfig, build_autoencoder
 from vidpred.data import ClipError
 from vidpred.errors import UserError
+from vidpred.frame_roles import GIVEN, UNKNOWN
 from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.metrics import LpipsUnavailable, lpips, psnr, ssim
 from vidpred.prediction import LatentCalibration
@@ -160,13 +161,13 @@ def test_a_reconstruction_that_is_not_finite_is_not_blamed_on_the_model(monkeypa
 
 
 @pytest.mark.parametrize(
-    "mask",
-    [[False] * 5, [True] * 5, [True, False, True, False, False], [False, True, False, False, False]],
+    "roles",
+    [[UNKNOWN] * 5, [GIVEN] * 5, [GIVEN, UNKNOWN, GIVEN, UNKNOWN, UNKNOWN], [UNKNOWN, GIVEN] + [UNKNOWN] * 3],
 )
-def test_other_masks_are_refused(mask):
+def test_other_roles_are_refused(roles):
     config = EvaluationConfig(lpips_net="none")
     with pytest.raises(UserError, match="conditioning.scheme"):
-        evaluate(make_predictor(CopyLast()), Squares(), config, lambda g, t: np.array(mask), seed=0)
+        evaluate(make_predictor(CopyLast()), Squares(), config, lambda g, t: np.array(roles), seed=0)
 
 
 def test_json_holds_every_figure_and_its_protocol(evaluation, tmp_path):

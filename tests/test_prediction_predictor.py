@@ -5,10 +5,10 @@ import torch
 
 from vidpred import random_streams
 from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
-from vidpred.diffusion import ClipBoundConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
+from vidpred.diffusion import ClipBoundConfig, GuidanceConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.errors import UserError
 from vidpred.prediction import LatentCalibration, Predictor, clip_advice, measure_calibration
-from vidpred.prediction.rollout import rollout
+from vidpred.prediction.rollout import RolloutOptions
 from vidpred.tensor_ops import append_dims
 
 CONTEXT, HORIZON = 2, 5
@@ -21,11 +21,9 @@ def flat_clip(batch=2, frames=3, height=16, width=24):
 
 
 def continue_the_ramp(x, level, given, frame_times):
-    """x0 of frame t = last given frame + (t - its time) * (last given - the one before)."""
-    last = given.sum(dim=1)[0] - 1
-    slope = x[:, last] - x[:, last - 1]
-    ahead = append_dims(frame_times - frame_times[:, last, None], x.ndim)
-    return x[:, last, None] + ahead * slope[:, None]
+    """x0 at time t on the line through the first two frames, which are given."""
+    slope = (x[:, 1] - x[:, 0])[:, None]
+    return x[:, :1] + append_dims(frame_times - frame_times[:, :1], x.ndim) * slope
 
 
 def follow_the_noise(x, level, given, frame_times):
@@ -48,6 +46,35 @@ def test_windows_slide_over_what_was_predicted(num_frames):
     expected = frames[:, -1:].int() + 10 * torch.arange(1, num_frames + 1)[None, :, None, None, None]
     assert predicted.dtype == torch.uint8 and predicted.shape == (2, num_frames, 3, 16, 24)
     assert torch.equal(predicted.int(), expected)
+
+
+def test_context_noise_and_guidance_are_active_in_every_window():
+    calls = []
+
+    def denoiser(x, level, given, frame_times):
+        calls.append((x, level, given))
+        return follow_the_noise(x, level, given, frame_times)
+
+    frames, guidance = flat_clip(), GuidanceConfig("vanilla", 2.0)
+    predictor = make(denoiser, sampler="heun", context_noise=0.2, guidance=guidance)
+    guided = predictor.predict(frames, 7)
+    assert len(calls) == 3 * 6  # windows, calls of 4 Heun steps from pure noise to clean
+    there = predictor.schedule.at(torch.tensor(0.2))
+    for x, level, given in calls:
+        assert len(x) == 2 * len(frames) and given[:2, :CONTEXT].all() and not given[2:].any()
+        assert (level.code[:2, :CONTEXT] == there.code).all() and (level.code[2:, :CONTEXT] == 1).all()
+    noised = calls[0][0][:2, :CONTEXT]  # of flat frames
+    assert noised.std(dim=(3, 4)).min() > 0.5 * there.sigma
+    assert not torch.equal(guided, make(follow_the_noise, sampler="heun").predict(frames, 7))
+
+
+def test_given_latents_come_back_without_their_context_noise():
+    predictor = make(follow_the_noise, context_noise=0.3)
+    latents = predictor.encode(flat_clip(frames=HORIZON))
+    given = torch.arange(HORIZON).expand(2, -1) < CONTEXT
+    times = torch.arange(float(HORIZON)).expand(2, -1)
+    end = predictor.sample_latents(latents, given, times, torch.arange(2), 0)
+    assert torch.equal(end[given], latents[given]) and not torch.equal(end[~given], latents[~given])
 
 
 def test_one_clip_or_a_batch():
@@ -193,17 +220,93 @@ def test_a_predictor_needs_given_and_unknown_frames(context, horizon):
         Predictor(p.denoiser, p.autoencoder, p.calibration, p.schedule, p.sampling, context, horizon)
 
 
-def test_rollout_alone():
-    """Context longer than what a window adds: it is made of given and predicted latents."""
-    calls = []
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"overlap": 1}, {"stabilization": 0.2}, {"scheme": "keyframes", "stride": 2}, {"scheme": "pyramid"}],
+)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun", "dpmpp_2m"])
+def test_a_rollout_yields_what_predict_returns_at_once(options, sampler):
+    predictor, frames = make(follow_the_noise, sampler=sampler), flat_clip()
+    options = RolloutOptions(**options)
+    whole = predictor.predict(frames, 8, seed=4, options=options)
+    pieces = list(predictor.rollout(frames, 8, seed=4, options=options))
+    assert whole.shape == (2, 8, 3, 16, 24) and len(pieces) > 1
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
+    assert all(not torch.equal(whole[:, t], whole[:, t + 1]) for t in range(7))
 
-    def count_on(latents, given, frame_times, window):
-        calls.append((window, latents[0, :, 0, 0, 0].tolist(), given[0].tolist(), frame_times[0].tolist()))
-        first = latents[:, :1]
-        return first + append_dims(frame_times, 5)
 
-    context = torch.arange(3.0).reshape(1, 3, 1, 1, 1)
-    pieces = list(rollout(count_on, context, num_frames=3, window_frames=5))
-    assert [piece.shape[1] for piece in pieces] == [2, 1]
-    assert torch.cat(pieces, dim=1).flatten().tolist() == [3, 4, 5]
-    assert calls[1] == (1, [2, 3, 4, 0, 0], [True, True, True, False, False], [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("scheme", ["sliding", "keyframes", "pyramid"])
+def test_a_rollout_goes_on_with_what_the_model_knows(scheme):
+    """The exact continuation of a ramp, whatever the windows: times and known frames belong together."""
+    frames, options = flat_clip(), RolloutOptions(scheme, stride=3)
+    predicted = make(continue_the_ramp).predict(frames, 7, options=options)
+    expected = frames[:, -1:].int() + 10 * torch.arange(1, 8)[None, :, None, None, None]
+    assert torch.equal(predicted.int(), expected.expand_as(predicted))
+
+
+def test_stabilization_noises_predicted_frames_alone():
+    levels = []
+
+    def denoiser(x, level, given, frame_times):
+        levels.append(level.code[0, :CONTEXT].tolist())
+        return follow_the_noise(x, level, given, frame_times)
+
+    predictor = make(denoiser)
+    predictor.predict(flat_clip(), 6, options=RolloutOptions(stabilization=0.25))
+    there = predictor.schedule.at(torch.tensor(0.25)).code.item()
+    assert levels == [[0, 0]] * 4 + [pytest.approx([there, there])] * 4
+
+
+@pytest.mark.parametrize("scheme", ["sliding", "keyframes", "pyramid"])
+def test_a_trajectory_is_the_same_however_many_there_are(scheme):
+    predictor, options = make(follow_the_noise, eta=0.5), RolloutOptions(scheme, stride=2)
+    frames = flat_clip(batch=3)
+    four = predictor.predict(frames, 6, trajectories=4, options=options)
+    assert four.shape == (3, 4, 6, 3, 16, 24)
+    assert torch.equal(four[:, :2], predictor.predict(frames, 6, trajectories=2, options=options))
+    assert torch.equal(four[:, 0], predictor.predict(frames, 6, options=options))
+    second = predictor.predict(frames[1], 6, trajectories=4, draws=torch.tensor([1]), options=options)
+    assert torch.equal(second, four[1])  # alone, as on another process
+    assert len(torch.unique(four.flatten(2), dim=1).unique(dim=0)) == 3 and not torch.equal(four[:, 0], four[:, 1])
+    with pytest.raises(UserError, match="trajectories: 0 must be 1 or more"):
+        predictor.predict(frames, 6, trajectories=0)
+
+
+GIVEN = {
+    "prediction": [1, 1, 0, 0, 0],
+    "interpolation": [1, 0, 0, 0, 1],
+    "infilling": [1, 0, 1, 0, 1],
+    "generation": [0, 0, 0, 0, 0],
+    "nothing to do": [1, 1, 1, 1, 1],
+}
+
+
+@pytest.mark.parametrize("task", GIVEN)
+def test_filling_keeps_what_is_given_and_does_not_look_at_the_rest(task):
+    predictor, given = make(follow_the_noise), torch.tensor(GIVEN[task]).bool()
+    frames = torch.randint(0, 256, (2, HORIZON, 3, 16, 24), dtype=torch.uint8)
+    other = frames.clone()
+    other[:, ~given] = 7
+    filled = predictor.fill(frames, given, seed=2)
+    assert filled.dtype == torch.uint8 and torch.equal(filled[:, given], frames[:, given])
+    assert torch.equal(filled, predictor.fill(other, given, seed=2))
+    assert torch.equal(filled[0], predictor.fill(frames[0], given, seed=2))
+    assert task == "nothing to do" or not torch.equal(filled, predictor.fill(frames, given, seed=3))
+    several = predictor.fill(frames, given.expand(2, -1), seed=2, trajectories=2)
+    assert several.shape == (2, 2, *frames.shape[1:]) and torch.equal(several[:, 0], filled)
+
+
+def test_filling_tells_the_network_when_frames_are():
+    times = torch.tensor([0.0, 0.5, 1.0, 7.0])
+    seen = []
+
+    def denoiser(x, level, given, frame_times):
+        seen.append((given.clone(), frame_times.clone()))
+        return x
+
+    frames = flat_clip(frames=4)
+    make(denoiser).fill(frames, torch.tensor([True, False, True, False]), frame_times=times)
+    given, frame_times = seen[0]
+    assert torch.equal(frame_times, times.expand(2, -1)) and given.tolist() == [[True, False, True, False]] * 2
+    with pytest.raises(UserError, match=r"given: expected .*\(4,\).* values, got \(3,\)"):
+        make(denoiser).fill(frames, torch.ones(3).bool())

@@ -12,11 +12,12 @@ from training_tiny import metrics
 from vidpred import range_checks
 from vidpred.autoencoders import MockConfig, build_autoencoder
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
-from vidpred.conditioning import ConditioningConfig, given_mask
+from vidpred.conditioning import ConditioningConfig, prediction_roles
 from vidpred.data import Clip, ClipDataset, ClipError, evaluation_batches, training_loader
 from vidpred.denoiser import Denoiser
-from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig, build_parameterization
+from vidpred.diffusion import LevelConfig, NoiseSchedule, SamplingConfig, ScheduleConfig, build_levels, build_parameterization
 from vidpred.errors import UserError
+from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
 from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.tensor_ops import append_dims
@@ -91,6 +92,7 @@ def make_task(
     items=16,
     broken=(),
     validation=None,
+    conditioning=None,
     **sampling,
 ):
     autoencoder = build_autoencoder(MockConfig(down_factor=4))
@@ -107,7 +109,7 @@ def make_task(
         CONTEXT,
         FRAMES,
     )
-    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
+    roles = prediction_roles(CONTEXT)
     train, held_out = Squares(items, broken), Squares(5)
 
     def open_loader(first_step):
@@ -117,7 +119,7 @@ def make_task(
             global_batch=batch_size,
             accumulation=1,
             first_step=first_step,
-            given_mask=mask,
+            frame_roles=roles,
             num_workers=0,
             timeout=10.0,
             device_type="cpu",
@@ -126,12 +128,14 @@ def make_task(
 
     def full_evaluation(predictor, step):
         config = EvaluationConfig(num_clips=4, batch_size=2, lpips_net="none", num_panels=1)
-        return evaluate(predictor, held_out, config, mask, seed=SEED, step=step, ema=True)
+        return evaluate(predictor, held_out, config, roles, seed=SEED, step=step, ema=True)
 
     return VideoPredictionTask(
         predictor,
+        conditioning or ConditioningConfig(context_frames=CONTEXT),
+        build_levels(LevelConfig(), schedule),
         open_loader,
-        validation or ValidationSet(held_out, mask, 5, 2, 2),
+        validation or ValidationSet(held_out, roles, 5, 2, 2),
         full_evaluation,
         run_folder=tmp_path,
         seed=SEED,
@@ -149,8 +153,8 @@ def first_batch(task, step=0):
 def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
     task = make_task(tmp_path)
     draws = torch.arange(10_000)
-    given = torch.tensor([[True, False, False]]).expand(len(draws), -1)
-    level = task._training_level(draws, given)
+    roles = torch.tensor([[GIVEN, UNKNOWN, UNKNOWN]]).expand(len(draws), -1)
+    level = task._training_level(draws, roles)
     assert torch.equal(level.alpha[:, 0], torch.ones(len(draws))) and not level.sigma[:, 0].any()
     assert torch.equal(level.code[:, 1], level.code[:, 2])
     table = task._predictor.schedule.sigmas.float()
@@ -160,8 +164,42 @@ def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
     assert (counts - 1000).abs().max() <= 5  # far more even than random numbers would be (+- 30)
     for start in range(0, 400, 8):  # and so is every batch: no half of the levels is ever left out
         assert 3 <= (t[start : start + 8] < 500).sum() <= 5
-    far = task._training_level(draws + 10**12, given).code[:, 1]
+    far = task._training_level(draws + 10**12, roles).code[:, 1]
     assert 0.45 < (far > level.code[:, 1].median()).float().mean() < 0.55
+
+
+def test_free_frames_have_levels_of_their_own_and_hidden_ones_are_pure_noise(tmp_path):
+    task = make_task(tmp_path, conditioning=ConditioningConfig("diffusion_forcing", context_frames=CONTEXT))
+    draws = torch.arange(4000)
+    roles = torch.tensor([[GIVEN, HIDDEN, FREE, FREE, UNKNOWN]]).expand(len(draws), -1)
+    level = task._training_level(draws, roles)
+    assert not level.sigma[:, 0].any() and (level.sigma[:, 1] == task._predictor.schedule.sigmas[-1].float()).all()
+    noisy = level.code[:, 2:]
+    assert torch.corrcoef(noisy.T).triu(1).abs().max() < 0.06  # three independent levels
+    other = task._training_level(draws[1:], roles[1:])
+    torch.testing.assert_close(other.code, level.code[1:])  # a function of the draw alone
+
+
+def test_context_noise_is_uniform_up_to_its_fraction_and_told_to_the_network(tmp_path):
+    task = make_task(tmp_path, conditioning=ConditioningConfig(context_frames=CONTEXT, context_noise=0.3))
+    draws = torch.arange(4000)
+    level = task._training_level(draws, torch.tensor([[GIVEN, GIVEN, UNKNOWN]]).expand(len(draws), -1))
+    assert torch.equal(level.code[:, 0], level.code[:, 1])
+    schedule = task._predictor.schedule
+    fractions = torch.searchsorted(schedule.sigmas.float(), level.sigma[:, 0].contiguous()) / schedule.num_train_timesteps
+    assert fractions.max() < 0.3 + 2 / schedule.num_train_timesteps and 0.14 < fractions.mean() < 0.16
+    clean = task._levels(torch.full((5,), 0.5), draws[:5], torch.full((5, 3), GIVEN), "validation")
+    assert not clean.sigma.any()  # noise on what is given is for training alone
+
+
+def test_only_scored_frames_enter_the_loss_and_its_bins(tmp_path):
+    task = make_task(tmp_path)
+    batch = first_batch(task)
+    batch.roles[:] = torch.tensor([GIVEN, HIDDEN] + [UNKNOWN] * (FRAMES - 2))
+    before = task.loss(task.network, batch, 0)
+    assert before.averages.weights.sum() == len(batch) * (FRAMES - 2)
+    batch.frames[:, 1] = 255 - batch.frames[:, 1]  # what is hidden cannot be seen, and is not asked for
+    torch.testing.assert_close(task.loss(task.network, batch, 0).loss, before.loss)
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_any_division_of_it(tmp_path):
@@ -172,12 +210,13 @@ def test_the_loss_of_a_batch_is_the_mean_over_any_division_of_it(tmp_path):
     halves = []
     for rows in (torch.tensor([3, 1]), torch.tensor([0, 2])):
         part = type(batch)(
-            batch.frames[rows], batch.given[rows], batch.frame_times[rows], batch.draws[rows], []
+            batch.frames[rows], batch.roles[rows], batch.frame_times[rows], batch.draws[rows], []
         )
         halves.append(task.loss(task.network, part, 5))
     torch.testing.assert_close(whole.loss, (halves[0].loss + halves[1].loss) / 2)
-    assert whole.averages.names == LEVEL_BIN_NAMES and whole.averages.weights.sum() == 4
-    torch.testing.assert_close(whole.averages.sums.sum() / 4, whole.loss.detach())
+    frames = 4 * (FRAMES - CONTEXT)
+    assert whole.averages.names == LEVEL_BIN_NAMES and whole.averages.weights.sum() == frames
+    torch.testing.assert_close(whole.averages.sums.sum() / frames, whole.loss.detach())
     torch.testing.assert_close(whole.averages.sums, halves[0].averages.sums + halves[1].averages.sums)
 
 
@@ -186,8 +225,8 @@ def test_validation_loss_of_a_zero_network_in_closed_form(tmp_path):
     network = TinyNetwork(zero=True)
     task = make_task(tmp_path, network=network, parameterization="x0", residual=False)
     expected = []
-    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
-    for batch, _ in evaluation_batches(Squares(5), range(5), 1, mask):
+    roles = prediction_roles(CONTEXT)
+    for batch, _ in evaluation_batches(Squares(5), range(5), 1, roles):
         expected.append(task._predictor.encode(batch.frames)[:, CONTEXT:].square().mean().item())
     assert task.validate(network)["loss"] == pytest.approx(np.mean(expected), rel=1e-6)
 
@@ -196,8 +235,8 @@ def test_validation_is_the_same_at_every_call_and_for_every_batch_size(tmp_path)
     task = make_task(tmp_path)
     first = task.validate(task.network)
     assert task.validate(task.network) == first
-    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
-    other = make_task(tmp_path, validation=ValidationSet(Squares(5), mask, 5, 2, 4))
+    roles = prediction_roles(CONTEXT)
+    other = make_task(tmp_path, validation=ValidationSet(Squares(5), roles, 5, 2, 4))
     assert other.validate(task.network)["loss"] == pytest.approx(first["loss"], rel=1e-6)
     with torch.no_grad():
         task.network.mix.bias.add_(1.0)
@@ -229,10 +268,10 @@ def test_pictures_numbers_and_range_lines(tmp_path, caplog):
 
 
 def test_an_empty_or_unreadable_validation_split_is_one_line(tmp_path):
-    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
+    roles = prediction_roles(CONTEXT)
     with pytest.raises(UserError, match="validation split holds no clip"):
-        make_task(tmp_path, validation=ValidationSet(Squares(0), mask, 5, 2, 2))
-    broken = ValidationSet(Squares(5, broken=(0, 2, 4)), mask, 5, 5, 2, num_workers=0)
+        make_task(tmp_path, validation=ValidationSet(Squares(0), roles, 5, 2, 2))
+    broken = ValidationSet(Squares(5, broken=(0, 2, 4)), roles, 5, 5, 2, num_workers=0)
     task = make_task(tmp_path, validation=broken)
     for work in (lambda: task.validate(task.network), lambda: task.visualize(task.network, 1, 1.0)):
         with pytest.raises(UserError, match="3 of 5 fixed clips .*square 0.mp4: damaged"):
@@ -240,10 +279,10 @@ def test_an_empty_or_unreadable_validation_split_is_one_line(tmp_path):
 
 
 def test_a_clip_that_cannot_be_read_is_left_out_of_validation_and_pictures(tmp_path):
-    mask = given_mask(ConditioningConfig(context_frames=CONTEXT))
+    roles = prediction_roles(CONTEXT)
 
     def task_with(batch_size, broken=(2,)):
-        clips = ValidationSet(Squares(5, broken), mask, 5, 5, batch_size, num_workers=0)
+        clips = ValidationSet(Squares(5, broken), roles, 5, 5, batch_size, num_workers=0)
         return make_task(tmp_path, validation=clips)
 
     losses = [task.validate(task.network)["loss"] for task in (task_with(2), task_with(4), task_with(4, ()))]

@@ -6,7 +6,7 @@
 Both sides run in DataLoader workers that open, read and close one file per clip, in turn within one process.
 The bare side makes the two decord calls and stacks the result, once at the file's own size and once with
 decord scaling to a frame that covers the clip; the ratio is taken to the faster of the two. The data path
-also crops, resizes to the clip's size, draws the given mask and guards against decoders that hang.
+also crops, resizes to the clip's size, draws the frames' roles and guards against decoders that hang.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from vidpred.data.selection import allowed_starts
 from vidpred.data.sources import window
 from vidpred.data.video_folder import VideoFolder
 from vidpred.errors import UserError, door
+from vidpred.frame_roles import GIVEN, UNKNOWN
 from vidpred.random_streams import host_generator
 
 SEED = 0
@@ -67,7 +68,7 @@ class BareDecord(Dataset):
 
 
 def first_quarter(generator: np.random.Generator, frames: int) -> np.ndarray:
-    return np.arange(frames) < max(1, frames // 4)
+    return np.where(np.arange(frames) < max(1, frames // 4), GIVEN, UNKNOWN)
 
 
 def bare_batches(dataset: VideoFolder, batch: int, workers: int, scaled: bool) -> Iterator:
@@ -90,7 +91,7 @@ def own_batches(dataset: VideoFolder, batch: int, workers: int) -> Iterator:
         global_batch=batch,
         accumulation=1,
         first_step=0,
-        given_mask=first_quarter,
+        frame_roles=first_quarter,
         num_workers=workers,
         timeout=60.0,
         device_type="cpu",

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from vidpred.build import calibrate
-from vidpred.conditioning import given_mask
+from vidpred.conditioning import prediction_roles
 from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, build_dataset, evaluation_batches, training_loader
 from vidpred.autoencoders import build_autoencoder
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import NoiseLevel, NoiseSchedule, build_parameterization
 from vidpred.evaluation import EvaluationConfig, evaluate
+from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.random_streams import normal, uniform
 from vidpred.training.ema import Ema
@@ -49,6 +50,10 @@ class Scene:
     autoencoder: nn.Module
     schedule: NoiseSchedule
     device: torch.device
+
+    @property
+    def roles(self) -> FrameRoles:
+        return prediction_roles(self.config.conditioning.context_frames)
 
     def predictor(self, network: nn.Module, residual: bool) -> Predictor:
         diffusion = self.config.diffusion
@@ -135,7 +140,7 @@ def train_and_score(
     result = evaluate(
         scene.predictor(Autocast(ema.network, scene.device, precision), residual), scene.val,
         EvaluationConfig(num_clips=EVALUATED_CLIPS, lpips_net="none"),
-        given_mask(scene.config.conditioning), seed=scene.config.seed, step=run.steps, ema=True,
+        scene.roles, seed=scene.config.seed, step=run.steps, ema=True,
     )
     print(result.table(), file=sys.stderr, flush=True)
     return {
@@ -169,7 +174,7 @@ def _train(
     run, never = Run(), torch.zeros((), device=scene.device)
     loader = training_loader(
         scene.train, seed=scene.config.seed, global_batch=BATCH_SIZE, accumulation=1, first_step=0,
-        given_mask=given_mask(scene.config.conditioning), num_workers=scene.config.data.num_workers,
+        frame_roles=scene.roles, num_workers=scene.config.data.num_workers,
         timeout=scene.config.data.decode_timeout, device_type=scene.device.type,
     )
     for batch in loader:
@@ -205,16 +210,15 @@ def _loss(scene: Scene, denoiser: Denoiser, batch, purpose: str) -> Tensor:
 def _validate(scene: Scene, network: nn.Module, residual: bool) -> float:
     denoiser = scene.predictor(network, residual).denoiser
     indices = range(0, len(scene.val), max(len(scene.val) // VALIDATED_CLIPS, 1))
-    batches = evaluation_batches(scene.val, indices, 8, given_mask(scene.config.conditioning))
+    batches = evaluation_batches(scene.val, indices, 8, scene.roles)
     losses = [_loss(scene, denoiser, batch.to(scene.device), "validation")[valid] for batch, valid in batches]
     return float(torch.cat(losses).mean())
 
 
 def _faster_precision(scene: Scene, network: nn.Module, residual: bool) -> torch.dtype | None:
     """bf16 or fp32, whichever takes less time for a forward and backward pass of this network."""
-    mask = given_mask(scene.config.conditioning)
     indices = range(BATCH_SIZE)
-    batch = next(iter(evaluation_batches(scene.train, indices, len(indices), mask)))[0].to(scene.device)
+    batch = next(iter(evaluation_batches(scene.train, indices, len(indices), scene.roles)))[0].to(scene.device)
     medians = {}
     for precision in (None, torch.bfloat16):
         denoiser = scene.predictor(Autocast(network, scene.device, precision), residual).denoiser

@@ -14,12 +14,12 @@ import yaml
 from vidpred import distributed, random_streams, range_checks
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
-from vidpred.conditioning import given_mask
+from vidpred.conditioning import prediction_roles, training_roles
 from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis import Subject, subject_from_checkpoint
-from vidpred.diffusion import NoiseSchedule, build_parameterization
+from vidpred.diffusion import NoiseSchedule, build_levels, build_parameterization, build_weight
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, evaluate
 from vidpred.networks import build_network
@@ -83,7 +83,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     report = folder / "data_report.json"
     train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
     logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
-    mask = given_mask(config.conditioning)
+    roles = training_roles(config.conditioning)
     if checkpoint is None:
         calibration = calibrate(config, train_clips, autoencoder, device)
     else:
@@ -96,24 +96,24 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     def open_loader(first_step: int) -> ClipLoader:
         return training_loader(
             train_clips, seed=config.seed, global_batch=config.training.batch_size,
-            accumulation=config.training.accumulation, first_step=first_step, given_mask=mask,
+            accumulation=config.training.accumulation, first_step=first_step, frame_roles=roles,
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout, device_type=device.type,
             repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
         )
 
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
         return evaluate(
-            current, val_clips, config.evaluation, mask, seed=config.seed, step=step, ema=True,
-            num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
+            current, val_clips, config.evaluation, prediction_roles(config.conditioning.context_frames),
+            seed=config.seed, step=step, ema=True, num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )
 
     validation = ValidationSet(
-        val_clips, mask, config.training.validation_clips, config.training.visualize_clips,
+        val_clips, roles, config.training.validation_clips, config.training.visualize_clips,
         batch_size=config.evaluation.batch_size, num_workers=config.data.num_workers,
         timeout=config.data.decode_timeout,
     )
     return VideoPredictionTask(
-        predictor, open_loader, validation, evaluate_on_validation,
+        predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule), open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
     )
 
@@ -127,8 +127,9 @@ def build_predictor(
     network = build_network(config.network, channels, channels).to(device)
     schedule = NoiseSchedule(config.diffusion.schedule)
     parameterization = build_parameterization(config.diffusion.parameterization, schedule, config.diffusion.sigma_data)
+    weight = build_weight(config.diffusion.weight, parameterization, schedule)
     return Predictor(
-        Denoiser(network, parameterization, config.diffusion.residual), autoencoder, calibration, schedule,
+        Denoiser(network, parameterization, config.diffusion.residual, weight), autoencoder, calibration, schedule,
         config.sampling, config.conditioning.context_frames, config.data.num_frames,
     )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vidpred.diffusion.levels import NoiseLevel, add_noise
 from vidpred.diffusion.parameterizations import Parameterization
+from vidpred.diffusion.weights import LossWeight, uniform_weight
 from vidpred.tensor_ops import append_dims, check_clip, reference_frames
 
 
@@ -21,28 +22,37 @@ from vidpred.tensor_ops import append_dims, check_clip, reference_frames
 class DenoisingLoss:
     """The unreduced training loss.
 
-    per_frame: (B, T) mean over (C, H, W) of the squared error of the network's target, 0 at given frames.
-    per_clip: (B,) mean of it over the unknown frames.
+    per_frame: (B, T) mean over (C, H, W) of the squared error of the network's target, 0 where not scored.
+    per_clip: (B,) mean of it over the scored frames.
+    objective: (B,) the same with each frame weighted by its noise level: what training minimises.
     output: (B, T, C, H, W) what the network returned, for range checks.
     """
 
     per_frame: Tensor
     per_clip: Tensor
+    objective: Tensor
     output: Tensor
 
 
 class Denoiser(nn.Module):
     """`network` and `parameterization` as D(x, level) -> x0, always in float32 or the dtype of x."""
 
-    def __init__(self, network: nn.Module, parameterization: Parameterization, residual: bool = True):
+    def __init__(
+        self,
+        network: nn.Module,
+        parameterization: Parameterization,
+        residual: bool = True,
+        weight: LossWeight = uniform_weight,
+    ):
         super().__init__()
         self.network = network
         self.parameterization = parameterization
         self.residual = residual
+        self.weight = weight
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same denoiser around other weights (EMA, or the wrapped network of a training run)."""
-        return Denoiser(network, self.parameterization, self.residual)
+        return Denoiser(network, self.parameterization, self.residual, self.weight)
 
     def forward(
         self, x: Tensor, level: NoiseLevel, given: Tensor, frame_times: Tensor, condition: Tensor | None = None
@@ -64,18 +74,23 @@ class Denoiser(nn.Module):
         given: Tensor,
         frame_times: Tensor,
         condition: Tensor | None = None,
+        *,
+        scored: Tensor | None = None,
     ) -> DenoisingLoss:
-        """Squared error of the network's target at the unknown frames.
+        """Squared error of the network's target at the scored frames.
 
-        x0, noise (B, T, C, H, W); `level` (B, T), clean at given frames.
+        x0, noise (B, T, C, H, W); `level` (B, T), of given frames too; `scored` (B, T) bool, all frames that are
+        not given where None.
         """
+        scored = ~given if scored is None else scored
         x = add_noise(x0, noise, level)
         reference, shifted = self._relative(x, level, given, frame_times)
         output = self._run_network(shifted, level, given, frame_times, condition)
         target = self.parameterization.target(x0 - reference, noise, level)
-        per_frame = (output - target).square().mean(dim=(2, 3, 4)) * ~given
-        per_clip = per_frame.sum(dim=1) / (~given).sum(dim=1).clamp(min=1)
-        return DenoisingLoss(per_frame, per_clip, output)
+        per_frame = (output - target).square().mean(dim=(2, 3, 4)) * scored
+        count = scored.sum(dim=1).clamp(min=1)
+        objective = (self.weight(level).to(per_frame.dtype) * per_frame).sum(dim=1) / count
+        return DenoisingLoss(per_frame, per_frame.sum(dim=1) / count, objective, output)
 
     def _relative(self, x, level, given, frame_times) -> tuple[Tensor, Tensor]:
         """The reference c, and x - alpha * c, which is the noised (x0 - c)."""

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidpred.frame_roles import GIVEN
+
 
 class ClipError(Exception):
     """An item cannot give a clip (damaged, gone, too short); the message is the reason, without the name."""
@@ -26,10 +28,10 @@ class Clip:
 
 @dataclass
 class ClipBatch:
-    """`given` is true for context frames; all randomness of a clip is a function of its number in `draws`."""
+    """`roles` are those of `vidpred.frame_roles`; all randomness of a clip is a function of its number in `draws`."""
 
     frames: Tensor  # (B, T, C, H, W) uint8
-    given: Tensor  # (B, T) bool
+    roles: Tensor  # (B, T) uint8
     frame_times: Tensor  # (B, T) float32
     draws: Tensor  # (B,) int64
     names: list[str]
@@ -37,7 +39,7 @@ class ClipBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ClipBatch":
         return ClipBatch(
             self.frames.to(device, non_blocking=non_blocking),
-            self.given.to(device, non_blocking=non_blocking),
+            self.roles.to(device, non_blocking=non_blocking),
             self.frame_times.to(device, non_blocking=non_blocking),
             self.draws.to(device, non_blocking=non_blocking),
             self.names,
@@ -46,22 +48,27 @@ class ClipBatch:
     def pin_memory(self) -> "ClipBatch":
         return ClipBatch(
             self.frames.pin_memory(),
-            self.given.pin_memory(),
+            self.roles.pin_memory(),
             self.frame_times.pin_memory(),
             self.draws.pin_memory(),
             self.names,
         )
+
+    @property
+    def given(self) -> Tensor:
+        """(B, T) bool: the frames that the network knows."""
+        return self.roles == GIVEN
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getstate__(self) -> tuple:
         # From a worker, every tensor travels as a file descriptor of its own; that pays for the pixels alone.
-        return self.frames, self.given.numpy(), self.frame_times.numpy(), self.draws.numpy(), self.names
+        return self.frames, self.roles.numpy(), self.frame_times.numpy(), self.draws.numpy(), self.names
 
     def __setstate__(self, state: tuple) -> None:
         self.frames, *small, self.names = state
-        self.given, self.frame_times, self.draws = map(torch.from_numpy, small)
+        self.roles, self.frame_times, self.draws = map(torch.from_numpy, small)
 
 
 class ClipDataset(abc.ABC):
@@ -101,8 +108,8 @@ class ClipDataset(abc.ABC):
         return self.clip(index, None)
 
 
-def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch:
-    """Stacks clips of equal shape; `given` is (B, T) bool."""
+def collate(clips: list[Clip], roles: np.ndarray, draws: list[int]) -> ClipBatch:
+    """Stacks clips of equal shape; `roles` is (B, T)."""
     shapes = {tuple(clip.frames.shape) for clip in clips}
     if len(shapes) > 1:
         raise ValueError(f"clips of one batch differ in shape: {sorted(shapes)} ({clips[0].name}, ...)")
@@ -112,7 +119,7 @@ def collate(clips: list[Clip], given: np.ndarray, draws: list[int]) -> ClipBatch
         row.copy_(clip.frames)
     return ClipBatch(
         frames=frames,
-        given=torch.from_numpy(np.ascontiguousarray(given, dtype=bool)),
+        roles=torch.from_numpy(np.ascontiguousarray(roles, dtype=np.uint8)),
         frame_times=torch.stack([clip.frame_times for clip in clips]),
         draws=torch.tensor(draws, dtype=torch.int64),
         names=[clip.name for clip in clips],

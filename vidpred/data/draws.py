@@ -32,7 +32,7 @@ class DrawOrder:
     """Of the generator that decides window, crop and flip."""
 
     def content(self, draw: int) -> int:
-        """The draw number that decides which clip is shown, its window and its mask."""
+        """The draw number that decides which clip is shown, its window and the roles of its frames."""
         return draw % self.repeat if self.repeat else draw
 
     def candidates(self, draw: int) -> Iterator[int]:

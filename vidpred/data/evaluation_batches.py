@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
 from vidpred.data.workers import Inquest, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
+from vidpred.frame_roles import FrameRoles
 from vidpred.random_streams import host_generator
 
 logger = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ class _NumberReader(Dataset):
         self,
         dataset: ClipDataset,
         batch_size: int,
-        given_mask: Callable,
+        frame_roles: FrameRoles,
         seed: int,
         logbook: Logbook,
         timeout: float,
@@ -87,7 +88,7 @@ class _NumberReader(Dataset):
         self.excluded: set[int] = set()  # known to workers that start later
         self._dataset = dataset
         self._batch_size = batch_size
-        self._given_mask = given_mask
+        self._frame_roles = frame_roles
         self._seed = seed
         self._logbook = logbook
         self._timeout = timeout
@@ -105,8 +106,8 @@ class _NumberReader(Dataset):
         if not clips:
             return _Reading(None, 0, failures)
         rows = [*clips, *[next(iter(clips))] * (self._batch_size - len(clips))]
-        masks = [self._mask(number, clips[number]) for number in rows]
-        batch = collate([clips[number] for number in rows], np.stack(masks), rows)
+        roles = [self._roles(number, clips[number]) for number in rows]
+        batch = collate([clips[number] for number in rows], np.stack(roles), rows)
         return _Reading(batch, len(clips), failures)
 
     def _read(self, number: int) -> Clip:
@@ -115,8 +116,8 @@ class _NumberReader(Dataset):
         clip.name = clip_name(self._dataset, number)
         return clip
 
-    def _mask(self, number: int, clip: Clip) -> np.ndarray:
-        return self._given_mask(host_generator(self._seed, "evaluation given", number), len(clip.frames))
+    def _roles(self, number: int, clip: Clip) -> np.ndarray:
+        return self._frame_roles(host_generator(self._seed, "evaluation given", number), len(clip.frames))
 
 
 def clip_name(dataset: ClipDataset, number: int) -> str:
@@ -176,7 +177,7 @@ def evaluation_batches(
     dataset: ClipDataset,
     numbers: Sequence[int],
     batch_size: int,
-    given_mask: Callable[[np.random.Generator, int], np.ndarray],
+    frame_roles: FrameRoles,
     *,
     seed: int = 0,
     num_workers: int = 1,
@@ -192,7 +193,7 @@ def evaluation_batches(
     groups = [list(numbers[place : place + batch_size]) for place in range(0, len(numbers), batch_size)]
     workers = max(num_workers, int(dataset.may_hang))
     logbook = Logbook(workers)
-    reader = _NumberReader(dataset, batch_size, given_mask, seed, logbook, timeout)
+    reader = _NumberReader(dataset, batch_size, frame_roles, seed, logbook, timeout)
 
     def start(remaining: list[list[int]]) -> WorkerCrew:
         return WorkerCrew(reader, remaining, min(workers, len(remaining)), logbook, timeout, pin=False)

@@ -13,12 +13,10 @@ from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
 from vidpred.data.draws import DrawOrder, micro_batches
 from vidpred.data.workers import Inquest, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
+from vidpred.frame_roles import UNKNOWN, FrameRoles
 from vidpred.random_streams import host_generator
 
 logger = logging.getLogger(__name__)
-
-GivenMask = Callable[[np.random.Generator, int], np.ndarray]
-"""given_mask(generator, T) -> (T,) bool: which frames of a clip are given."""
 
 
 @dataclass
@@ -39,14 +37,14 @@ class _DrawReader(Dataset):
         self,
         dataset: ClipDataset,
         order: DrawOrder,
-        given_mask: GivenMask,
+        frame_roles: FrameRoles,
         excluded: torch.Tensor,
         logbook: Logbook,
         timeout: float,
     ):
         self._dataset = dataset
         self._order = order
-        self._given_mask = given_mask
+        self._frame_roles = frame_roles
         self._excluded = excluded
         self._logbook = logbook
         self._timeout = timeout
@@ -54,11 +52,11 @@ class _DrawReader(Dataset):
     def __getitem__(self, draws: list[int]) -> Delivery:
         failures: list[tuple[int, str]] = []
         clips = [self._clip(draw, failures) for draw in draws]
-        masks = [self._mask(draw, len(clip.frames)) for draw, clip in zip(draws, clips)]
-        return Delivery(collate(clips, np.stack(masks), draws), failures)
+        roles = [self._roles(draw, len(clip.frames)) for draw, clip in zip(draws, clips)]
+        return Delivery(collate(clips, np.stack(roles), draws), failures)
 
-    def _mask(self, draw: int, frames: int) -> np.ndarray:
-        return self._given_mask(host_generator(self._order.seed, "given", self._order.content(draw)), frames)
+    def _roles(self, draw: int, frames: int) -> np.ndarray:
+        return self._frame_roles(host_generator(self._order.seed, "given", self._order.content(draw)), frames)
 
     def _clip(self, draw: int, failures: list[tuple[int, str]]) -> Clip:
         """The draw's clip, or that of the first item after it in the order that can give one."""
@@ -91,7 +89,7 @@ class ClipLoader:
         dataset: ClipDataset,
         order: DrawOrder,
         batches: Callable[[int], Iterator[list[int]]],
-        given_mask: GivenMask,
+        frame_roles: FrameRoles,
         num_workers: int,
         timeout: float,
         pin: bool,
@@ -105,7 +103,7 @@ class ClipLoader:
         self._pin = pin
         self._excluded = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()
         self._logbook = Logbook(num_workers)
-        self._reader = _DrawReader(dataset, order, given_mask, self._excluded, self._logbook, timeout)
+        self._reader = _DrawReader(dataset, order, frame_roles, self._excluded, self._logbook, timeout)
         self._delivered = 0
         self._inquest = Inquest()
         self._crew: Optional[WorkerCrew] = None
@@ -189,7 +187,7 @@ def training_loader(
     global_batch: int,
     accumulation: int,
     first_step: int,
-    given_mask: GivenMask,
+    frame_roles: FrameRoles,
     num_workers: int,
     timeout: float,
     device_type: str,
@@ -197,7 +195,7 @@ def training_loader(
 ) -> ClipLoader:
     """This rank's micro batches from `first_step` on, each of global_batch / world / accumulation clips.
 
-    `timeout` is seconds for one clip. With `repeat_draws` the clips, windows and masks of draws 0 ..
+    `timeout` is seconds for one clip. With `repeat_draws` the clips, windows and roles of draws 0 ..
     repeat_draws - 1 come again and again; the draw numbers in the batch, which noise is a function of, run
     on. Raises UserError where the batch cannot be divided among the processes.
     """
@@ -215,7 +213,7 @@ def training_loader(
         dataset,
         DrawOrder(seed, len(dataset), repeat_draws),
         batches,
-        given_mask,
+        frame_roles,
         num_workers,
         timeout,
         pin=device_type == "cuda",
@@ -234,7 +232,7 @@ def sample_clips(
 ) -> ClipLoader:
     """This rank's share of `count` clips as training sees them: items in its order, in random windows.
 
-    Clip n is a function of (seed, purpose, n); no frame is marked as given. A bad item is replaced by the
+    Clip n is a function of (seed, purpose, n); no frame is given. A bad item is replaced by the
     next one of the order. Ends after the share, which is empty on some ranks where there are few clips.
     """
     mine = list(distributed.shard(count))
@@ -244,7 +242,7 @@ def sample_clips(
         dataset,
         DrawOrder(seed, len(dataset), purpose=purpose),
         lambda skip: iter(groups[skip:]),
-        lambda generator, frames: np.zeros(frames, dtype=bool),
+        lambda generator, frames: np.full(frames, UNKNOWN),
         min(workers, len(groups)),
         timeout,
         pin=False,

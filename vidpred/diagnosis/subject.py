@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidpred.checkpoint_store import read_checkpoint
-from vidpred.conditioning import ConditioningConfig, given_mask
+from vidpred.conditioning import ConditioningConfig, prediction_roles
 from vidpred.data import (
     DATASETS,
     ClipBatch,
@@ -121,7 +121,7 @@ def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBat
         dataset,
         numbers,
         len(numbers),
-        given_mask(subject.conditioning),
+        prediction_roles(subject.conditioning.context_frames),
         timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
     )
     read = list(batches)
@@ -129,5 +129,5 @@ def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBat
     require_half(kept, batches.dropped, dataset)
     batch, real = read[0][0], slice(kept)  # the rows after `kept` are padding
     return ClipBatch(
-        batch.frames[real], batch.given[real], batch.frame_times[real], batch.draws[real], batch.names[real]
+        batch.frames[real], batch.roles[real], batch.frame_times[real], batch.draws[real], batch.names[real]
     )

@@ -1,8 +1,7 @@
 """The evaluation: every rank predicts and scores its share of the clips, and all know the whole result."""
 
-from typing import Callable, Optional
+from typing import Optional
 
-import numpy as np
 from tqdm import tqdm
 
 from vidpred.data import ClipDataset, evaluation_batches, evenly_spaced_clips, require_half
@@ -14,16 +13,15 @@ from vidpred.evaluation.protocol import protocol_of
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.results import Evaluation
 from vidpred.evaluation.scoring import Judge, Trial, score_batch
+from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor
-
-GivenMask = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def evaluate(
     predictor: Predictor,
     dataset: ClipDataset,
     config: EvaluationConfig,
-    given_mask: GivenMask,
+    frame_roles: FrameRoles,
     *,
     seed: int,
     step: Optional[int] = None,
@@ -35,13 +33,13 @@ def evaluate(
     """Predicts clips of `dataset` and scores them; every rank must call it, and every rank gets the result.
 
     Args:
-        given_mask: the mask of clips of T frames; it must give the first K and nothing else.
+        frame_roles: of clips of T frames; the first K are given and nothing else.
         seed: one trajectory per clip is drawn, a function of (seed, number of the clip in the split).
         step, ema: of the weights, for the protocol only.
         num_inference_steps: the predictor's configured number where None.
         num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
     Raises:
-        UserError: an empty split, another kind of mask, more than half of the clips unreadable (fewer are
+        UserError: an empty split, other roles, more than half of the clips unreadable (fewer are
             left out and named in the protocol), or a prediction that is not finite (the clip is named); on
             all ranks, whichever met it.
     """
@@ -51,7 +49,7 @@ def evaluate(
         raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
     mine = [numbers[i] for i in shard(len(numbers))]
     batches = evaluation_batches(
-        dataset, mine, config.batch_size, given_mask, seed=seed, num_workers=num_workers, timeout=timeout
+        dataset, mine, config.batch_size, frame_roles, seed=seed, num_workers=num_workers, timeout=timeout
     )
     judge, pictured = Judge(config, predictor.device), set(numbers[: config.num_panels])
     shares = gather_or_fail(

@@ -3,22 +3,20 @@
     frames uint8 -> autoencoder -> calibrated latents -> sampler(denoiser) -> autoencoder -> frames uint8
 """
 
-from typing import Callable, Optional
+from typing import Callable, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
 
-from vidpred import random_streams
-from vidpred.diffusion import NoiseSchedule, SamplingConfig, StepReport, build_clip, build_sampler
-from vidpred.diffusion.samplers import Callback
+from vidpred.diffusion import Callback, NoiseSchedule, SamplingConfig, StepReport, build_clip
 from vidpred.errors import UserError
 from vidpred.prediction.calibration import LatentCalibration
+from vidpred.prediction.latent_sampling import Denoiser, LatentSampler
 from vidpred.prediction.range_lines import ClipCount, prediction_lines
-from vidpred.prediction.rollout import rollout
+from vidpred.prediction.rollout import RolloutOptions, Window, keyframes_first, pyramid, slide
 from vidpred.tensor_ops import append_dims, to_uint8
 
-Denoiser = Callable[..., Tensor]
-"""(x (B, T, C, h, w), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
+NEXT_TRAJECTORY = 2**40  # between the draw numbers of two trajectories of one clip
 
 
 class NotFiniteError(UserError):
@@ -99,25 +97,9 @@ class Predictor:
             (B, T, C, h, w); given frames are those of `latents`, bit for bit.
         """
         latents, given = latents.to(self.device), given.to(self.device)
-        frame_times, draws = frame_times.to(self.device), draws.to(self.device)
-        levels = self.schedule.sampling_levels(self._steps(num_inference_steps), given)
-
-        def noise(name: str) -> Tensor:
-            shape = tuple(latents.shape[1:])
-            return random_streams.normal(seed, f"{purpose}/{name}", draws, shape, self.device)
-
-        # Pure noise of the first level's total deviation: 1 for variance-preserving levels.
-        deviation = torch.hypot(levels.alpha[0], levels.sigma[0])
-        start = append_dims(deviation, latents.ndim) * noise("start")
-        # Built here, so that the bound is that of the calibration as it is now.
-        clip = build_clip(self.sampling.clip, self.calibration.low, self.calibration.high)
-        sample = build_sampler(self.sampling, clip, self.schedule)
-        return sample(
-            lambda x, level: self.denoiser(x, level, given, frame_times),
-            torch.where(append_dims(given, latents.ndim), latents, start),
-            levels,
-            noise=lambda step: noise(f"step {step}"),
-            callback=callback,
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        return sampler.sample(
+            latents, given, frame_times.to(self.device), context_noise=self.sampling.context_noise
         )
 
     @torch.no_grad()
@@ -127,74 +109,189 @@ class Predictor:
         num_frames: int,
         seed: int = 0,
         *,
+        trajectories: Optional[int] = None,
+        options: RolloutOptions = RolloutOptions(),
         num_inference_steps: Optional[int] = None,
         callback: Optional[Callback] = None,
         draws: Optional[Tensor] = None,
         purpose: str = "prediction",
     ) -> Tensor:
-        """Continues a video.
+        """Continues a video: all of `rollout` at once, with the range lines in the log.
 
-        Args:
-            frames: (T, 3, H, W) or (B, T, 3, H, W) uint8; the last `context_frames` of them are used.
-            num_frames: how many new frames; beyond the training horizon windows slide (`rollout`).
-            seed: the trajectory: another seed is another sample of the future.
-            draws: (B,) int64 running numbers of the rows' randomness; 0..B-1 where None.
-        Returns:
-            the new frames only, uint8, with as many axes as `frames` and on its device.
-        Raises:
-            UserError: wrong type or size, or too few frames.
-            NotFiniteError (a UserError): a prediction that is not finite.
+        Arguments and errors as `rollout`'s. Returns the new frames only, uint8 (..., num_frames, 3, H, W), with
+        the leading axes that `rollout` states, on the device of `frames`.
         """
-        self._check(frames, num_frames)
-        batch = frames if frames.ndim == 5 else frames[None]
-        draws = torch.arange(len(batch)) if draws is None else draws
         count = ClipCount()
-
-        def sample(latents: Tensor, given: Tensor, frame_times: Tensor, window: int) -> Tensor:
-            return self.sample_latents(
-                latents,
-                given,
-                frame_times,
-                draws,
-                seed,
-                num_inference_steps=num_inference_steps,
-                callback=_both(count if self.log else None, callback),
-                purpose=f"{purpose}/window {window}" if window else purpose,
-            )
-
-        context = self.encode(batch[:, -self.context_frames :])
+        watch = _both(count if self.log else None, callback)
+        self._check(frames, self.context_frames, num_frames)
+        batch, draws = self._rows(frames, trajectories, draws)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, watch)
         latents, pieces, frame_range = [], [], []
-        for window in rollout(sample, context, num_frames, self.num_frames):
-            decoded = self.decode(window)
-            _require_finite("latents", window)
-            _require_finite("decoded values", decoded)
+        for window, decoded in self._windows(sampler, batch, num_frames, options):
             latents.append(window)
             pieces.append(to_uint8(decoded))
             frame_range += [decoded.min(), decoded.max()]
         if self.log:
-            self._write_log(count, num_inference_steps, torch.cat(latents, dim=1), torch.stack(frame_range))
-        prediction = torch.cat(pieces, dim=1).to(frames.device)
-        return prediction if frames.ndim == 5 else prediction[0]
+            self._write_log(count, sampler.num_steps, torch.cat(latents, dim=1), torch.stack(frame_range))
+        return _leading_axes(torch.cat(pieces, dim=1), frames, trajectories)
 
-    def _write_log(
-        self, count: ClipCount, num_inference_steps: Optional[int], latents: Tensor, frame_range: Tensor
-    ) -> None:
+    @torch.no_grad()
+    def rollout(
+        self,
+        frames: Tensor,
+        num_frames: int,
+        seed: int = 0,
+        *,
+        trajectories: Optional[int] = None,
+        options: RolloutOptions = RolloutOptions(),
+        num_inference_steps: Optional[int] = None,
+        callback: Optional[Callback] = None,
+        draws: Optional[Tensor] = None,
+        purpose: str = "prediction",
+    ) -> Iterator[Tensor]:
+        """Continues a video to any length; a generator of frames as they are finished, in constant memory.
+
+        Args:
+            frames: (T, 3, H, W) or (B, T, 3, H, W) uint8; the last `context_frames` of them are used.
+            num_frames: how many new frames; beyond the training horizon window follows window, as `options` say.
+            seed: of the noise; another seed is another sample of the future.
+            trajectories: several samples of the future of each clip, in one batch. Trajectory k of a clip is the
+                same however many are asked for, and number 0 is what None gives.
+            num_inference_steps: the configured number where None.
+            callback: called with a StepReport at every network call.
+            draws: (B,) int64 running numbers of the rows' randomness; 0..B-1 where None.
+        Yields:
+            uint8 (..., n, 3, H, W) on the device of `frames`, n new frames, with an axis of clips in front where
+            `frames` have one, and one of trajectories after it where they are asked for.
+        Raises:
+            UserError: wrong type or size, or too few frames.
+            NotFiniteError (a UserError): a prediction that is not finite.
+        """
+        self._check(frames, self.context_frames, num_frames)
+        batch, draws = self._rows(frames, trajectories, draws)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        for _, decoded in self._windows(sampler, batch, num_frames, options):
+            yield _leading_axes(to_uint8(decoded), frames, trajectories)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        frames: Tensor,
+        given: Tensor,
+        seed: int = 0,
+        *,
+        frame_times: Optional[Tensor] = None,
+        trajectories: Optional[int] = None,
+        num_inference_steps: Optional[int] = None,
+        callback: Optional[Callback] = None,
+        draws: Optional[Tensor] = None,
+        purpose: str = "prediction",
+    ) -> Tensor:
+        """Samples whichever frames are not given: interpolation, infilling, and, with none given, generation.
+
+        For networks that were trained with such roles (conditioning.scheme random, unconditional).
+
+        Args:
+            frames: (T, 3, H, W) or (B, T, 3, H, W) uint8; what unknown ones hold is not looked at.
+            given: (T,) or (B, T) bool.
+            frame_times: (T,) or (B, T) in the frame intervals of the training clips; 0, 1, 2, ... where None.
+            others: as `rollout`'s.
+        Returns:
+            uint8 like `frames`, with an axis of trajectories before T where they are asked for; given frames as
+            they came.
+        """
+        self._check(frames, 1, 1)
+        batch, draws = self._rows(frames, trajectories, draws)
+        rows, length = batch.shape[:2]
+        copies = trajectories or 1
+        given = _per_clip(given.bool(), "given", frames).repeat_interleave(copies, 0).to(batch.device)
+        times = torch.arange(float(length)) if frame_times is None else frame_times.float()
+        times = _per_clip(times, "frame_times", frames).repeat_interleave(copies, 0)
+        mask = append_dims(given, batch.ndim)
+        latents = self.encode(torch.where(mask, batch, 0))
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        sampled = sampler.sample(
+            latents, given.to(self.device), times.to(self.device), context_noise=self.sampling.context_noise
+        )
+        filled = torch.where(mask, batch, to_uint8(self._decoded(sampled)).to(batch.device))
+        return _leading_axes(filled, frames, trajectories)
+
+    def _rows(
+        self, frames: Tensor, trajectories: Optional[int], draws: Optional[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Frames (rows, T, 3, H, W) and draw numbers (rows,): each clip once for each trajectory."""
+        if trajectories is not None and trajectories < 1:
+            raise UserError(f"trajectories: {trajectories} must be 1 or more")
+        batch = frames if frames.ndim == 5 else frames[None]
+        draws = torch.arange(len(batch)) if draws is None else draws
+        numbers = NEXT_TRAJECTORY * torch.arange(trajectories or 1, device=draws.device)
+        return batch.repeat_interleave(len(numbers), 0), (draws[:, None] + numbers).flatten()
+
+    def _sampler(
+        self,
+        draws: Tensor,
+        seed: int,
+        purpose: str,
+        num_inference_steps: Optional[int],
+        callback: Optional[Callback],
+    ) -> LatentSampler:
+        # The bound is built here, so that it is that of the calibration as it is now.
+        clip = build_clip(self.sampling.clip, self.calibration.low, self.calibration.high)
+        steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        return LatentSampler(
+            self.denoiser, self.schedule, self.sampling, clip, draws.to(self.device), seed, purpose, steps, callback
+        )
+
+    def _windows(
+        self, sampler: LatentSampler, frames: Tensor, num_frames: int, options: RolloutOptions
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """(latents, decoded frames) of each piece of a rollout; finite, or NotFiniteError."""
+        context = self.encode(frames[:, -self.context_frames :])
+
+        def expanded(window: Window) -> tuple[Tensor, Tensor, str, float | Tensor]:
+            rows = (len(window.latents), -1)
+            name = f"window {window.number}/" if window.number else ""
+            noise: float | Tensor = self.sampling.context_noise
+            if options.stabilization > 0:
+                noise = window.context_noise.clamp(min=noise)
+            return window.given.expand(rows), window.frame_times.expand(rows), name, noise
+
+        def sample(window: Window) -> Tensor:
+            return sampler.sample(window.latents, *expanded(window))
+
+        def advance(window: Window, steps: Tensor) -> Tensor:
+            given, times, name, noise = expanded(window)
+            return sampler.walk(window.latents, given, times, steps, name, noise)
+
+        arguments = (context, num_frames, self.num_frames)
+        if options.scheme == "pyramid":
+            latents = pyramid(
+                advance, lambda frame: sampler.pure_noise(f"frame {frame}", context[:, :1]),
+                *arguments, sampler.num_steps, options,
+            )  # fmt: skip
+        else:
+            latents = {"sliding": slide, "keyframes": keyframes_first}[options.scheme](sample, *arguments, options)
+        for piece in latents:
+            yield piece, self._decoded(piece)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        decoded = self.decode(latents)
+        _require_finite("latents", latents)
+        _require_finite("decoded values", decoded)
+        return decoded
+
+    def _write_log(self, count: ClipCount, num_steps: int, latents: Tensor, frame_range: Tensor) -> None:
         raw = self.calibration.denormalize(latents)
-        for line in prediction_lines(count, self._steps(num_inference_steps), latents, raw, frame_range):
+        for line in prediction_lines(count, num_steps, latents, raw, frame_range):
             self.log(line)
 
-    def _steps(self, num_inference_steps: Optional[int]) -> int:
-        return self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-
-    def _check(self, frames: Tensor, num_frames: int) -> None:
+    def _check(self, frames: Tensor, least: int, num_frames: int) -> None:
         if frames.ndim not in (4, 5) or frames.shape[-3] != 3:
             raise UserError(f"frames: expected (T, 3, H, W) or (B, T, 3, H, W), got {tuple(frames.shape)}")
         if frames.dtype != torch.uint8:
             raise UserError(f"frames: expected uint8 in 0..255, got {frames.dtype}; convert them first")
-        if frames.shape[-4] < self.context_frames:
-            raise UserError(
-                f"frames: {frames.shape[-4]} given, the model needs {self.context_frames} context frames"
-            )
+        if frames.shape[-4] < least:
+            raise UserError(f"frames: {frames.shape[-4]} given, the model needs {least} context frames")
         height, width = frames.shape[-2:]
         factor = self.autoencoder.down_factor
         if height % factor or width % factor:
@@ -204,6 +301,22 @@ class Predictor:
             )
         if num_frames < 1:
             raise UserError(f"num_frames: {num_frames} must be 1 or more")
+
+
+def _leading_axes(rows: Tensor, frames: Tensor, trajectories: Optional[int]) -> Tensor:
+    """(rows, T, 3, H, W) -> an axis of clips where `frames` have one, one of trajectories where asked for."""
+    rows = rows.to(frames.device)
+    if trajectories is None:
+        return rows if frames.ndim == 5 else rows[0]
+    return rows.unflatten(0, (-1, trajectories)) if frames.ndim == 5 else rows
+
+
+def _per_clip(values: Tensor, name: str, frames: Tensor) -> Tensor:
+    """(T,) or (B, T) -> (B, T), for frames (T, ...) or (B, T, ...)."""
+    shape = (frames.shape[0], frames.shape[1]) if frames.ndim == 5 else (1, frames.shape[0])
+    if values.shape not in (shape, shape[1:]):
+        raise UserError(f"{name}: expected {shape[1:]} or {shape} values, got {tuple(values.shape)}")
+    return values.expand(shape)
 
 
 def _both(first: Optional[Callback], second: Optional[Callback]) -> Optional[Callback]:

@@ -1,35 +1,183 @@
-"""Predictions longer than the training horizon: windows that slide over what was predicted before."""
+"""Videos of any length, window by window: which frames are asked for next, and what is given for them.
 
-from typing import Callable, Iterator
+K is the number of given frames of a training clip, T its length. Everything is latents (B, T, C, h, w); frames
+that were predicted go on as context as they are, without a way through pixels. Only the last few frames are
+kept, so the memory that a rollout takes does not grow with its length.
+
+    sliding      T frames: the last K known, T - K new ones after them
+    keyframes    first T - K frames that are `stride` apart, then the frames between them, gap by gap: errors
+                 add up over fewer steps (Harvey et al. 2022, "Flexible diffusion modeling of long videos",
+                 arXiv:2205.11495)
+    pyramid      all unknown frames of a window at once, each noisier than the one before it; the first is clean
+                 first, leaves, and a new one of pure noise comes in at the end (Ruhe et al. 2024, "Rolling
+                 diffusion models", arXiv:2402.09470; for models trained with diffusion forcing)
+"""
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, Literal, Optional
 
 import torch
 from torch import Tensor
 
-SampleWindow = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""(latents (B, T, C, h, w), given (B, T), frame_times (B, T), number of the window) -> latents."""
+from vidpred.errors import UserError, require
 
 
-def rollout(sample: SampleWindow, context: Tensor, num_frames: int, window_frames: int) -> Iterator[Tensor]:
-    """Yields predicted latents window by window, until there are `num_frames` of them.
+@dataclass(frozen=True)
+class RolloutOptions:
+    """How a long prediction is put together of windows."""
 
-    Each window is as long as a training clip: the last K latents, given or predicted, and unknown ones after
-    them. Predicted latents go on as they are, without a way through pixels. The last window is sampled at
-    full length too, because that is what the network knows, and then cut.
+    scheme: Literal["sliding", "keyframes", "pyramid"] = "sliding"
+    overlap: Optional[int] = None
+    """Known frames at the beginning of every window but the first; the model's context frames where None."""
+    stabilization: float = 0.0
+    """Predicted frames are given with this much noise, as a fraction of the schedule, so that small errors of
+    theirs drown in noise that the network knows of; for models trained with conditioning.context_noise."""
+    stride: int = 4
+    """keyframes: frames from one keyframe to the next."""
+
+    def __post_init__(self) -> None:
+        schemes = ("sliding", "keyframes", "pyramid")
+        require(self.scheme in schemes, f"rollout: '{self.scheme}' is not known; choose {', '.join(schemes)}")
+        require(self.overlap is None or self.overlap >= 1, f"rollout overlap: {self.overlap} must be 1 or more")
+        require(0 <= self.stabilization < 1, f"rollout stabilization: {self.stabilization} must be in [0, 1)")
+        require(self.stride >= 2, f"rollout stride: {self.stride} must be 2 or more; use sliding windows instead")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames that are sampled together.
+
+    latents: (B, T, C, h, w), 0 at unknown frames. given: (T,) bool. frame_times: (T,) float32.
+    context_noise: (T,), how noisy given frames are, as a fraction of the schedule. number: 0, 1, 2, ... in a
+    rollout; noise is drawn by it.
+    """
+
+    latents: Tensor
+    given: Tensor
+    frame_times: Tensor
+    context_noise: Tensor
+    number: int
+
+
+SampleWindow = Callable[[Window], Tensor]
+"""Fills the unknown frames: -> (B, T, C, h, w)."""
+
+
+class History:
+    """The last known frames, and how noisy each is to be given: predicted ones are not to be trusted fully."""
+
+    def __init__(self, context: Tensor, kept: int, stabilization: float):
+        self._kept, self._stabilization = kept, stabilization
+        self.latents = context  # (B, K, C, h, w)
+        self.noise = context.new_zeros(context.shape[1])  # (K,)
+
+    def __len__(self) -> int:
+        return self.latents.shape[1]
+
+    def append(self, latents: Tensor) -> None:
+        """Predicted frames (B, n, C, h, w), each next to the one before it."""
+        noise = latents.new_full((latents.shape[1],), self._stabilization)
+        self.latents = torch.cat([self.latents, latents], dim=1)[:, -self._kept :]
+        self.noise = torch.cat([self.noise, noise])[-self._kept :]
+
+    def window(self, new_times: Tensor, number: int, given_after: Optional[Tensor] = None) -> Window:
+        """The known frames at times -(K-1) .. 0, then unknown ones at `new_times` (n,) > 0; `given_after`
+        (B, 1, C, h, w) is a predicted frame that is given at the last of these times."""
+        known, new = len(self), len(new_times)
+        unknown = self.latents.new_zeros(len(self.latents), new, *self.latents.shape[2:])
+        noise = new_times.new_full((new,), self._stabilization)
+        given = torch.zeros(known + new, dtype=torch.bool, device=self.latents.device)
+        given[:known] = True
+        if given_after is not None:
+            unknown[:, -1:], given[-1] = given_after, True
+        times = torch.cat([torch.arange(1.0 - known, 1.0, device=new_times.device), new_times])
+        return Window(
+            torch.cat([self.latents, unknown], dim=1), given, times - times[0],
+            torch.cat([self.noise, noise]), number,
+        )  # fmt: skip
+
+
+def slide(
+    sample: SampleWindow, context: Tensor, num_frames: int, window_frames: int, options: RolloutOptions
+) -> Iterator[Tensor]:
+    """Yields predicted latents (B, n, C, h, w), `num_frames` in all.
+
+    The last window is sampled at full length too, because that is what the network knows, and then cut.
+    """
+    overlap = options.overlap or context.shape[1]
+    require(
+        overlap < window_frames,
+        f"rollout overlap: {overlap} leaves no frame to predict in windows of {window_frames}; lower it",
+    )
+    history, done, number = History(context, overlap, options.stabilization), 0, 0
+    while done < num_frames:
+        known = len(history)
+        times = torch.arange(1.0, window_frames - known + 1, device=context.device)
+        fresh = sample(history.window(times, number))[:, known:]
+        history.append(fresh)
+        yield fresh[:, : num_frames - done]
+        done, number = done + len(times), number + 1
+
+
+def keyframes_first(
+    sample: SampleWindow, context: Tensor, num_frames: int, window_frames: int, options: RolloutOptions
+) -> Iterator[Tensor]:
+    """Yields predicted latents (B, n, C, h, w), `num_frames` in all; arguments as `slide`'s."""
+    overlap, stride = options.overlap or context.shape[1], options.stride
+    history, done, number = History(context, overlap, options.stabilization), 0, 0
+    while done < num_frames:
+        known = len(history)
+        ahead = min(window_frames - known, -(-(num_frames - done) // stride))
+        times = stride * torch.arange(1.0, ahead + 1, device=context.device)
+        keyframes = sample(history.window(times, number))[:, known:]
+        number += 1
+        for place in range(ahead):
+            keyframe = keyframes[:, place : place + 1]
+            between = torch.arange(1.0, stride + 1, device=context.device)
+            gap = sample(history.window(between, number, given_after=keyframe))[:, len(history) :]
+            history.append(gap)
+            yield gap[:, : num_frames - done]
+            done, number = done + stride, number + 1
+            if done >= num_frames:
+                return
+
+
+Advance = Callable[[Window, Tensor], Tensor]
+"""(window, steps (n+1, T) int64) -> (B, T, C, h, w): each frame goes from step steps[0] of the way to clean to
+steps[n]; a window's unknown latents are at the levels of steps[0]."""
+
+
+def pyramid(
+    advance: Advance,
+    noise: Callable[[int], Tensor],
+    context: Tensor,
+    num_frames: int,
+    window_frames: int,
+    num_steps: int,
+    options: RolloutOptions,
+) -> Iterator[Tensor]:
+    """Yields predicted latents (B, 1, C, h, w), `num_frames` of them.
+
+    Each of the U unknown frames of a window is ceil(S / U) of the S sampling steps behind the one before it.
 
     Args:
-        sample: fills the unknown frames of a window.
-        context: (B, K, C, h, w) calibrated latents of the given frames.
-        num_frames: new frames in all.
-        window_frames: T of a window, more than K.
-    Yields:
-        (B, n, C, h, w) with n = T - K, less in the last window.
+        noise: number of a predicted frame -> pure noise (B, 1, C, h, w).
+        num_steps: S.
     """
-    batch, known = context.shape[:2]
-    fresh = window_frames - known
-    frame_times = torch.arange(window_frames, dtype=torch.float32, device=context.device).expand(batch, -1)
-    given = frame_times < known
-    unknown = context.new_zeros(batch, fresh, *context.shape[2:])
-    for window, start in enumerate(range(0, num_frames, fresh)):
-        latents = sample(torch.cat([context, unknown], dim=1), given, frame_times, window)
-        yield latents[:, known:][:, : num_frames - start]
-        context = latents[:, -known:]
+    overlap = options.overlap or context.shape[1]
+    history, unknown = History(context, overlap, options.stabilization), window_frames - overlap
+    lag = -(-num_steps // unknown)
+    x = torch.cat([noise(frame) for frame in range(unknown)], dim=1)
+    due = -lag * torch.arange(unknown, device=context.device)  # steps of each frame that are due by now
+    for frame in range(num_frames):
+        known = len(history)
+        window = history.window(torch.arange(1.0, unknown + 1, device=context.device), frame)
+        window.latents[:, known:] = x
+        ticks = torch.arange(num_steps - int(due[0]) + 1, device=context.device)
+        steps = (due + ticks[:, None]).clamp(0, num_steps)  # (n+1, U)
+        steps = torch.cat([steps.new_full((len(steps), known), num_steps), steps], dim=1)
+        x = advance(window, steps)[:, known:]
+        yield x[:, :1]
+        history.append(x[:, :1])
+        x = torch.cat([x[:, 1:], noise(frame + unknown)], dim=1)
+        due = due + ticks[-1] - lag

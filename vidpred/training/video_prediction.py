@@ -3,10 +3,10 @@
     frames uint8 -> autoencoder -> calibrated latents x0 -> x_t = alpha x0 + sigma eps at the unknown frames
     -> denoiser.loss -> mean over clips
 
-The level of a clip and its noise are functions of (seed, running draw number). Draw n sees the timestep
-t = floor(T u), u = frac(u_0 + n / golden ratio): uniform, and evenly spread over any consecutive draws, hence
-over a batch, which lowers the variance of the gradient (Kingma et al. 2021, "Variational diffusion models",
-appendix I).
+The level of a clip and its noise are functions of (seed, running draw number). Draw n sees the level of
+u = frac(u_0 + n / golden ratio), see `diffusion.level_distributions`: uniform, and evenly spread over any
+consecutive draws, hence over a batch, which lowers the variance of the gradient (Kingma et al. 2021,
+"Variational diffusion models", appendix I).
 """
 
 import logging
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpred import distributed, random_streams, range_checks
+from vidpred.conditioning import ConditioningConfig
 from vidpred.data import (
     ClipBatch,
     ClipDataset,
@@ -29,8 +30,9 @@ from vidpred.data import (
 )
 from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import DenoisingLoss
-from vidpred.diffusion import NoiseLevel, add_noise
+from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
+from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.evaluation import ClipSample, Evaluation
 from vidpred.prediction import ClipCount, Predictor
 from vidpred.training.averages import Averages
@@ -51,19 +53,17 @@ LATENT_CURE = (
     "that the calibration is measured again"
 )
 
-GivenMask = Callable[[np.random.Generator, int], np.ndarray]
-
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Clips that are not trained on, and how they are read.
+    """Clips that are not trained on, and how they are read. Their frames have roles as in training.
 
     count: clips of the validation loss. pictured: clips of each set of pictures. batch_size: per process.
     num_workers: processes that decode on each rank. timeout: seconds after which a decoder counts as hung.
     """
 
     dataset: ClipDataset
-    given_mask: GivenMask
+    frame_roles: FrameRoles
     count: int
     pictured: int
     batch_size: int
@@ -80,7 +80,7 @@ class ValidationSet:
             self.dataset,
             mine,
             size,
-            self.given_mask,
+            self.frame_roles,
             num_workers=self.num_workers,
             timeout=self.timeout,
         )
@@ -96,10 +96,14 @@ class _LatentClips:
     """A validation batch as the denoiser wants it, kept on the host between validations."""
 
     latents: Tensor
-    given: Tensor
+    roles: Tensor
     frame_times: Tensor
     draws: Tensor
     valid: Tensor
+
+    @property
+    def given(self) -> Tensor:
+        return self.roles == GIVEN
 
 
 class VideoPredictionTask:
@@ -107,6 +111,8 @@ class VideoPredictionTask:
 
     Args:
         predictor: the parts between frames and predictions, around the network that is trained.
+        conditioning: the roles of training frames.
+        distribution: of their noise levels, u uniform in [0, 1) -> level.
         open_loader: first step -> this rank's training batches from that step on.
         validation: the clips of the validation loss and the pictures.
         evaluate: (predictor, step) -> the full evaluation; called on every rank.
@@ -119,6 +125,8 @@ class VideoPredictionTask:
     def __init__(
         self,
         predictor: Predictor,
+        conditioning: ConditioningConfig,
+        distribution: LevelDistribution,
         open_loader: Callable[[int], ClipLoader],
         validation: ValidationSet,
         evaluate: Callable[[Predictor, int], Evaluation],
@@ -131,7 +139,7 @@ class VideoPredictionTask:
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
         self.network = predictor.denoiser.network
-        self._predictor = predictor
+        self._predictor, self._conditioning, self._distribution = predictor, conditioning, distribution
         self._open_loader = open_loader
         self._validation, self._evaluate_predictor = validation, evaluate
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
@@ -161,9 +169,9 @@ class VideoPredictionTask:
         if self._show_training_clips:
             self._last_batch = batch
         latents = self._encode(batch.frames)
-        level = self._training_level(batch.draws, batch.given)
+        level = self._training_level(batch.draws, batch.roles)
         result = self._denoising_loss(network, latents, level, batch, "training noise", report=True)
-        return TaskLoss(result.per_clip.mean(), _by_level(result.per_clip.detach(), level))
+        return TaskLoss(result.objective.mean(), _by_level(result.per_frame.detach(), level, batch.roles))
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
@@ -174,18 +182,28 @@ class VideoPredictionTask:
         range_checks.report("calibrated latents", latents)
         return latents
 
-    def _training_level(self, draws: Tensor, given: Tensor) -> NoiseLevel:
-        """One level per clip, clean at given frames: (B, T)."""
+    def _training_level(self, draws: Tensor, roles: Tensor) -> NoiseLevel:
+        """(B, T): see `_levels`; given frames are noised by up to the configured fraction of the schedule."""
         offset = random_streams.uniform(self._seed, "training level", torch.zeros_like(draws[:1]), ())  # (1,)
         # Whole numbers, exact for any number of draws; float32 would run out of digits.
         golden = (draws % HALF_WORD * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
-        return self._level((golden + offset) % 1, given)
+        level = self._levels((golden + offset) % 1, draws, roles, "training frame level")
+        most = self._conditioning.context_noise
+        if most == 0:
+            return level
+        fraction = most * random_streams.uniform(self._seed, "context noise", draws, (1,))
+        return NoiseLevel.where(roles == GIVEN, self._predictor.schedule.at(fraction), level)
 
-    def _level(self, u: Tensor, given: Tensor) -> NoiseLevel:
-        """u (B,) in [0, 1) -> the level of timestep floor(T u) at unknown frames, clean at given ones."""
-        total = self._predictor.schedule.num_train_timesteps
-        level = self._predictor.schedule.level((u * total).long().clamp(max=total - 1)[:, None])
-        return NoiseLevel.where(given, NoiseLevel.clean((1, 1), given.device), level)
+    def _levels(self, u: Tensor, draws: Tensor, roles: Tensor, purpose: str) -> NoiseLevel:
+        """(B, T): unknown frames at the level of the clip's u (B,) in [0, 1), free ones each at its own, which
+        is drawn for `purpose`; given ones clean, hidden ones pure noise."""
+        schedule = self._predictor.schedule
+        level = self._distribution(u[:, None])
+        if "diffusion_forcing" in self._conditioning.mixture():
+            own = random_streams.uniform(self._seed, purpose, draws, tuple(roles.shape[1:]))
+            level = NoiseLevel.where(roles == FREE, self._distribution(own), level)
+        level = NoiseLevel.where(roles == HIDDEN, schedule.at(torch.ones_like(u[:1, None])), level)
+        return NoiseLevel.where(roles == GIVEN, NoiseLevel.clean((1, 1), roles.device), level)
 
     def _denoising_loss(
         self,
@@ -196,12 +214,14 @@ class VideoPredictionTask:
         purpose: str,
         report: bool = False,
     ) -> DenoisingLoss:
-        """The loss with noise drawn for `purpose`; `batch` has given, frame_times and draws."""
+        """The loss with noise drawn for `purpose`; `batch` has roles, given, frame_times and draws."""
         noise = random_streams.normal(
             self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device
         )
         denoiser = self._predictor.denoiser.with_network(network)
-        result = denoiser.loss(latents, noise, level, batch.given, batch.frame_times)
+        result = denoiser.loss(
+            latents, noise, level, batch.given, batch.frame_times, scored=is_scored(batch.roles)
+        )
         if report:
             range_checks.report("x_t", add_noise(latents, noise, level))
             range_checks.report("network output", result.output)
@@ -232,7 +252,8 @@ class VideoPredictionTask:
         device = self._predictor.device
         on_device = _LatentClips(*(value.to(device) for value in vars(clips).values()))
         golden = (on_device.draws * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
-        level = self._level((stratum + golden) / VALIDATION_LEVELS, on_device.given)
+        u = (stratum + golden) / VALIDATION_LEVELS
+        level = self._levels(u, on_device.draws, on_device.roles, f"validation frame level {stratum}")
         purpose = f"validation noise {stratum}"
         return self._denoising_loss(network, on_device.latents, level, on_device, purpose).per_clip
 
@@ -243,7 +264,7 @@ class VideoPredictionTask:
             self._validation_latents = [
                 _LatentClips(
                     self._predictor.encode(batch.frames).cpu(),
-                    batch.given,
+                    batch.roles,
                     batch.frame_times,
                     batch.draws,
                     valid,
@@ -354,11 +375,12 @@ class VideoPredictionTask:
         self._quarantined = dict(state["quarantined"])
 
 
-def _by_level(per_clip: Tensor, level: NoiseLevel) -> Averages:
-    """The loss of each clip under the bin of its noise code, in fifths of [0, 1]."""
-    bins = (level.code.amax(dim=1) * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)  # (B,)
-    member = bins[:, None] == torch.arange(LEVEL_BINS, device=bins.device)  # (B, bins)
-    sums = torch.where(member, per_clip[:, None], 0).sum(0)
+def _by_level(per_frame: Tensor, level: NoiseLevel, roles: Tensor) -> Averages:
+    """The loss of each scored frame under the bin of its noise code, in fifths of [0, 1]."""
+    bins = (level.code * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)  # (B, T)
+    bins = bins.masked_fill(~is_scored(roles), -1).flatten()
+    member = bins[:, None] == torch.arange(LEVEL_BINS, device=bins.device)  # (B*T, bins)
+    sums = torch.where(member, per_frame.flatten()[:, None], 0).sum(0)
     return Averages(LEVEL_BIN_NAMES, sums, member.float().sum(0))
 
 

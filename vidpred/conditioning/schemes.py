@@ -1,0 +1,78 @@
+"""The schemes: how the roles of one clip's T frames are drawn."""
+
+import numpy as np
+
+from vidpred.conditioning.config import ConditioningConfig
+from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN, FrameRoles
+
+
+def prediction_roles(context_frames: int) -> FrameRoles:
+    """The first `context_frames` given, the rest unknown: what a model is validated and evaluated on."""
+    return lambda generator, num_frames: _first_given(context_frames, num_frames)
+
+
+def training_roles(config: ConditioningConfig) -> FrameRoles:
+    """The configured mixture of schemes."""
+    names, probabilities = zip(*config.mixture().items())
+
+    def draw(generator: np.random.Generator, num_frames: int) -> np.ndarray:
+        scheme = names[0] if len(names) == 1 else generator.choice(names, p=probabilities)
+        roles = _DRAW[scheme](config, generator, num_frames)
+        if config.history_dropout and generator.random() < config.history_dropout:
+            roles[roles == GIVEN] = HIDDEN
+        return roles
+
+    return draw
+
+
+def _prediction(config: ConditioningConfig, generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    return _first_given(_context_frames(config, config.min_context_frames, generator), num_frames)
+
+
+def _random(config: ConditioningConfig, generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    """One clip in two lacks one run of frames, wherever it is; the other lacks any frames.
+
+    Of scattered frames alone a network would hardly learn to predict far ahead: nearly always some given frame
+    would be close.
+    """
+    if generator.random() < 0.5:
+        start, end = sorted(generator.choice(num_frames + 1, size=2, replace=False))
+        unknown = np.arange(start, end)
+    else:
+        unknown = generator.permutation(num_frames)[: generator.integers(1, num_frames + 1)]
+    roles = np.full(num_frames, GIVEN, dtype=np.uint8)
+    roles[unknown] = UNKNOWN
+    return roles
+
+
+def _unconditional(config: ConditioningConfig, generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    return _first_given(0, num_frames)
+
+
+def _diffusion_forcing(
+    config: ConditioningConfig, generator: np.random.Generator, num_frames: int
+) -> np.ndarray:
+    """Some clips begin with given frames, as predictions do; a network that never saw any could not use them."""
+    roles = _first_given(_context_frames(config, 0, generator), num_frames)
+    roles[roles == UNKNOWN] = FREE
+    return roles
+
+
+_DRAW = {
+    "prediction": _prediction,
+    "random": _random,
+    "unconditional": _unconditional,
+    "diffusion_forcing": _diffusion_forcing,
+}
+
+
+def _context_frames(config: ConditioningConfig, fewest: int | None, generator: np.random.Generator) -> int:
+    if fewest is None:
+        return config.context_frames
+    return int(generator.integers(fewest, config.context_frames + 1))
+
+
+def _first_given(context_frames: int, num_frames: int) -> np.ndarray:
+    roles = np.full(num_frames, UNKNOWN, dtype=np.uint8)
+    roles[:context_frames] = GIVEN
+    return roles
