@@ -159,7 +159,7 @@ def _train(
 ) -> Run:
     """Steps until `progress` is 1; the time of validation is not counted."""
     settings = scene.config.training
-    schedule = LearningRate(rate, "cosine", SCHEDULE_UNITS // 20, SCHEDULE_UNITS, settings.lr_floor)
+    schedule = LearningRate(rate, "cosine", SCHEDULE_UNITS // 8, SCHEDULE_UNITS, settings.lr_floor)
     optimization = Optimization(
         network, schedule, weight_decay=settings.weight_decay, betas=(settings.beta1, settings.beta2),
         max_grad_norm=settings.max_grad_norm,

@@ -2,8 +2,8 @@
 
     x, given -> stem -> [level: blocks, halve] ... middle ... [double, concatenate skip, blocks] -> head
 
-The nearest given frame lies beside every unknown one on the stem's channels, so that no layer has to carry it
-there through time. Every block is modulated per frame by an embedding of the frame's noise code and of whether
+The two nearest given frames lie beside every unknown one on the stem's channels: what was there, and how it moved,
+need not be carried there through time. Every block is modulated per frame by an embedding of the frame's noise code and of whether
 it is given. The network knows nothing of alphas, sigmas, losses or samplers.
 """
 
@@ -26,6 +26,8 @@ from vidpred.networks.layers import (
     zero_init,
 )
 from vidpred.tensor_ops import append_dims, check_clip, fold_frames, reference_frames, unfold_frames
+
+REFERENCES = 2  # given frames beside each unknown one
 
 
 class SpatioTemporalBlock(nn.Module):
@@ -85,7 +87,7 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
             nn.Linear(2 * channels[0] + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         patch_area = patch_size**2
-        stem_channels = 2 * in_channels + 1  # the latents, the reference frames, the given mask
+        stem_channels = (1 + REFERENCES) * in_channels + 1  # the latents, their references, the given mask
         self.stem = nn.Conv2d(stem_channels * patch_area, channels[0], 3, padding=1)
 
         attention_levels = [  # (kind of attention, the levels that have it), in the order of their use
@@ -137,8 +139,8 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         batch, (height, width) = len(x), x.shape[-2:]
         embedding = self.embed(self._frame_features(noise_code, given, x.dtype))  # (B, T, E)
         mask = append_dims(given, 5).to(x.dtype).expand(-1, -1, 1, height, width)
-        reference = reference_frames(x, given, frame_times)
-        h = fold_frames(torch.cat([x, reference, mask], dim=2))  # (B*T, 2C + 1, H, W)
+        references = reference_frames(x, given, frame_times, REFERENCES)
+        h = fold_frames(torch.cat([x, references, mask], dim=2))  # (B*T, 3C + 1, H, W)
         h = F.pad(h, (0, -width % self.down_factor, 0, -height % self.down_factor), mode="replicate")
         h = F.pixel_unshuffle(h, self.config.patch_size).contiguous(memory_format=torch.channels_last)
         h = self._body(self.stem(h), embedding, frame_times)
