@@ -178,9 +178,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile all networks")
     parser.add_argument("--quality", action="store_true", help="train and compare instead of timing")
     parser.add_argument("--minutes", type=float, default=4.0, help="with --quality: training time of each run")
-    parser.add_argument("--peer-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3],
+    parser.add_argument("--peer-rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3],
                         help="with --quality: learning rates tried for the peer, a whole run each")
-    parser.add_argument("--rate", type=float, default=1.4e-3, help="with --quality: learning rate of this network")
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="with --quality: learning rate of this network")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch_size, options.frames, options.channels, options.size) < 1:

@@ -1,7 +1,7 @@
 """Networks trained for the same wall time, in the same loop, on the quickstart's clips; for `tools/benchmark.py`.
 
-Each run has the quickstart's data, autoencoder, objective and sampler. This project's network predicts the
-residual to the nearest given frame; the peer is conditioned as Stable Video Diffusion is and predicts the frame
+Each run has the quickstart's data, batch size, autoencoder, objective and sampler. This project's network predicts
+the residual to the nearest given frame; the peer is conditioned as Stable Video Diffusion is and predicts the frame
 itself. Both predict x0, so their validation losses are errors of the same thing. A last run of this project's
 network stops after the best peer's steps, its whole learning rate schedule within them: the comparison at equal
 steps.
@@ -33,8 +33,8 @@ from vidpred.training.preparation import Autocast
 
 QUICKSTART = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 SCHEDULE_UNITS = 10_000  # the learning rate is a function of the part of the run that is done
-BATCH_SIZE = 8  # clips a step, for all
 VALIDATE_EVERY = 20  # steps
+PRECISION_ROUNDS = 5
 VALIDATED_CLIPS, EVALUATED_CLIPS = 16, 32
 
 
@@ -167,7 +167,7 @@ def _train(
     denoiser = scene.predictor(Autocast(network, scene.device, precision), residual).denoiser
     run, never = Run(), torch.zeros((), device=scene.device)
     loader = training_loader(
-        scene.train, seed=scene.config.seed, global_batch=BATCH_SIZE, accumulation=1, first_step=0,
+        scene.train, seed=scene.config.seed, global_batch=settings.batch_size, accumulation=1, first_step=0,
         given_mask=given_mask(scene.config.conditioning), num_workers=scene.config.data.num_workers,
         timeout=scene.config.data.decode_timeout, device_type=scene.device.type,
     )
@@ -212,18 +212,20 @@ def _validate(scene: Scene, network: nn.Module, residual: bool) -> float:
 def _faster_precision(scene: Scene, network: nn.Module, residual: bool) -> torch.dtype | None:
     """bf16 or fp32, whichever takes less time for a forward and backward pass of this network."""
     mask = given_mask(scene.config.conditioning)
-    indices = range(BATCH_SIZE)
+    indices = range(scene.config.training.batch_size)
     batch = next(iter(evaluation_batches(scene.train, indices, len(indices), mask)))[0].to(scene.device)
-    medians = {}
-    for precision in (None, torch.bfloat16):
-        denoiser = scene.predictor(Autocast(network, scene.device, precision), residual).denoiser
-        times = []
-        for _ in range(4):
+    denoisers = {
+        precision: scene.predictor(Autocast(network, scene.device, precision), residual).denoiser
+        for precision in (None, torch.bfloat16)
+    }
+    times = {precision: [] for precision in denoisers}
+    for _ in range(1 + PRECISION_ROUNDS):  # in turns: a machine that slows down slows both
+        for precision, denoiser in denoisers.items():
             start = time.perf_counter()
             _loss(scene, denoiser, batch, "precision").mean().backward()
             if scene.device.type == "cuda":
                 torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-        medians[precision] = statistics.median(times[1:])
+            times[precision].append(time.perf_counter() - start)
+    medians = {precision: statistics.median(measured[1:]) for precision, measured in times.items()}
     network.zero_grad(set_to_none=True)
     return min(medians, key=medians.get)
