@@ -42,7 +42,7 @@ def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor, count: int =
         there = append_dims(~given & (available > place), x.ndim)
         references.append(torch.where(there, reference, torch.zeros_like(x)))
     references += [torch.zeros_like(x)] * (count - len(references))
-    return torch.cat(references, dim=2)
+    return torch.cat(references, dim=2) if references else x[:, :, :0]
 
 
 def to_uint8(frames: Tensor) -> Tensor:

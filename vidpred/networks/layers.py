@@ -30,21 +30,20 @@ def as_frames(x: Tensor, height: int) -> Tensor:
     return rearrange(x, "b c t (h w) -> (b t) c h w", h=height)
 
 
-class GroupNorm(nn.GroupNorm):
+class PreciseGroupNorm(nn.GroupNorm):
     """GroupNorm in the precision of its weights, also where autocast hands it bfloat16.
 
-    Statistics are sums over many values; and on a CPU torch's kernel for bfloat16 in channels-last memory takes
-    several times as long as that for float32.
+    For speed: on a CPU torch's kernel for bfloat16 in channels-last memory takes several times as long.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-def group_norm(channels: int) -> GroupNorm:
+def group_norm(channels: int) -> PreciseGroupNorm:
     """At most 32 groups with at least 4 channels each."""
     groups = max(g for g in range(1, 33) if channels % g == 0 and (channels // g >= 4 or g == 1))
-    return GroupNorm(groups, channels, eps=1e-5)
+    return PreciseGroupNorm(groups, channels, eps=1e-5)
 
 
 class FourierFeatures(nn.Module):
