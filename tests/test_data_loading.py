@@ -108,6 +108,14 @@ def test_one_process_of_eight_sees_what_two_of_four_see(monkeypatch):
     )
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pixels_keep_the_memory_order_of_decoders(num_workers):
+    """Rearranged for each batch they would cost more than everything else in the loader."""
+    (batch,) = take(make_loader(Trouble(TroubleConfig()), num_workers=num_workers), 1)
+    for frames in (batch.frames, batch.to("cpu").frames):
+        assert frames.shape[2] == 3 and frames.movedim(2, -1).is_contiguous()
+
+
 def test_starting_later_is_the_same_as_having_gone_on():
     dataset = Trouble(TroubleConfig())
     straight = take(make_loader(dataset, accumulation=2), 10)

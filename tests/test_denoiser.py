@@ -77,6 +77,19 @@ def test_the_reference_is_the_nearest_given_frame(given, times, nearest):
         assert torch.equal(reference[0, t], expected), t
 
 
+def test_references_come_nearest_first():
+    x = torch.randn(1, T, C, H, W)
+    given, times = torch.tensor([[True, False, False, True, True]]), torch.tensor([[0.0, 1.0, 2.0, 3.0, 5.0]])
+    all_of_them = {1: [0, 3, 4, None], 2: [3, 0, 4, None]}
+    for count, expected in ((0, {}), (2, {1: [0, 3], 2: [3, 0]}), (4, all_of_them), (7, all_of_them)):
+        references = reference_frames(x, given, times, count)
+        assert references.shape == (1, T, count * C, H, W)
+        for t, sources in expected.items():
+            rows = [torch.zeros(C, H, W) if source is None else x[0, source] for source in sources]
+            assert torch.equal(references[0, t, : len(sources) * C], torch.cat(rows))
+        assert not references[0, [0, 3, 4]].any() and not references[:, :, 3 * C :].any()
+
+
 def test_each_clip_has_its_own_reference():
     x = torch.randn(2, T, C, H, W)
     given = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]).bool()

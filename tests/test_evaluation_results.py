@@ -231,11 +231,11 @@ def test_table_is_aligned_and_complete(evaluation):
     lines = evaluation.table().splitlines()
     assert lines[0].startswith("7 clips of squares, 2 given and 3 predicted frames")
     assert lines[1].split() == ["PSNR", "(dB)", "SSIM", "LPIPS", "squeeze"]
-    assert [line[:12].strip() for line in lines[2:6]] == ["model", "copy last", "linear", "ceiling"]
-    assert len({len(line) for line in lines[1:6]}) == 1 and all(line.count("+-") == 3 for line in lines[2:6])
+    assert [line[:18].strip() for line in lines[2:7]] == ["model", "copy last", "copy last, decoded", "linear", "ceiling"]
+    assert len({len(line) for line in lines[1:7]}) == 1 and all(line.count("+-") == 3 for line in lines[2:7])
     summary = evaluation.summary("model", "psnr")
     assert f"{summary.mean:.2f} +- {summary.ci95:.2f}" in lines[2]
-    assert "paired by clip" in lines[6] and f"{evaluation.motion_energy_ratio:.3f}" in lines[7]
+    assert "paired by clip" in lines[7] and f"{evaluation.motion_energy_ratio:.3f}" in lines[8]
 
 
 def test_without_lpips_the_table_says_why(monkeypatch):

@@ -15,6 +15,7 @@ from vidpred.networks.layers import (
     TemporalAttention,
     as_frames,
     as_rows,
+    attend,
     grid_positions,
     group_norm,
     rotate_by_position,
@@ -100,6 +101,17 @@ def test_residual_block_and_attention_begin_as_the_identity():
 @pytest.mark.parametrize("channels, groups", [(3, 1), (8, 2), (64, 16), (96, 24), (512, 32), (7, 1)])
 def test_group_norm_has_at_most_32_groups_of_at_least_4_channels(channels, groups):
     assert group_norm(channels).num_groups == groups
+
+
+def test_norm_and_attention_under_autocast_are_those_of_float32_rounded_once():
+    norm, x = randomized(group_norm(C)), frames().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = norm(x)
+        attended = attend(*(x.reshape(B, T, 4, -1) for _ in range(3)))
+    assert rounded.dtype == attended.dtype == torch.bfloat16
+    assert torch.equal(rounded, norm(x.float()).bfloat16())
+    q = x.reshape(B, T, 4, -1).float()
+    assert torch.equal(attended, F.scaled_dot_product_attention(q, q, q).bfloat16())
 
 
 def test_fourier_features_closed_form():

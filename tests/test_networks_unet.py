@@ -104,12 +104,12 @@ def test_the_noise_code_of_one_frame_is_that_frames_own():
     assert differs.tolist() == [[False] * 4, [False, False, True, False]]
 
 
-def test_an_unknown_frame_sees_the_nearest_given_one_before_any_layer_mixes_frames():
+def test_an_unknown_frame_sees_two_given_ones_before_any_layer_mixes_frames():
     """Blocks begin as the identity, so with a head that is not zero the stem alone is measured."""
     network = make(randomize=False)
     nn.init.normal_(network.head.weight)
-    x, code, given, times = inputs()  # frames 0 and 1 are given
-    for unknown, nearest in ((2, [False, True, True, False]), (3, [False, True, False, True])):
+    x, code, given, times = inputs(frames=6)  # frames 0, 1 and 2 are given
+    for unknown, nearest in ((3, [0, 1, 1, 1, 0, 0]), (5, [0, 1, 1, 0, 0, 1])):
         x = x.detach().requires_grad_()
         network(x, code, given, times)[:, unknown].square().sum().backward()
         assert x.grad[0].abs().amax(dim=(1, 2, 3)).gt(0).tolist() == nearest

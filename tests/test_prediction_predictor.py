@@ -184,7 +184,7 @@ def test_range_lines():
 def test_clip_advice():
     assert "lower the learning rate" in clip_advice(0.3)
     assert "as it should be" in clip_advice(0.01)
-    assert "widen it to 4" in clip_advice(0.0)
+    assert "widen to 4" in clip_advice(0.0)
 
 
 def test_broken_models_do_not_become_dark_videos():

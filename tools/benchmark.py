@@ -1,10 +1,11 @@
 """Speed, and with --quality also quality, of this project's UNet beside diffusers' video UNets of its size.
 
     python tools/benchmark.py                     one training step and one sampling step, as JSON
-    python tools/benchmark.py --quality           both trained for the same wall time on the quickstart's clips
+    python tools/benchmark.py --quality           trained for the same time on the quickstart's clips
 
-Every figure of one call comes from one process: the networks take turns, round by round, in fp32 and in bf16, so
-that a machine that slows down slows all of them. Medians are printed; ratios are what to compare.
+Timing: all networks in one process take turns, round by round, in fp32 and in bf16, so that a machine that slows
+down slows all of them. Medians are printed; ratios are what to compare. --quality trains one network after another,
+about 5 minutes for each of 7 runs and 2 for each of 3, and writes what it knows to --out after each.
 """
 
 import argparse
@@ -146,13 +147,20 @@ def _flops(subject: Subject, step: str) -> float:
 
 
 def _peak_memory_gib(subject: Subject, step: str) -> float | None:
-    """Of this step on a GPU; on a CPU there is one peak for the process only, see `process_peak_memory_gib`."""
+    """On a GPU: weights and optimizer state of this network, and what the step adds to what is there before it.
+
+    On a CPU there is one peak for the process only, see `process_peak_memory_gib`.
+    """
     if subject.device.type != "cuda":
         return None
+    subject.optimizer.zero_grad(set_to_none=True)
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
     getattr(subject, step)()
-    return torch.cuda.max_memory_allocated() / 2**30
+    state = [value for entries in subject.optimizer.state.values() for value in entries.values()]
+    own = sum(tensor.nbytes for tensor in [*subject.network.parameters(), *state])
+    return (own + torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def describe_machine(device: torch.device) -> dict:
@@ -178,13 +186,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="torch.compile all networks")
     parser.add_argument("--quality", action="store_true", help="train and compare instead of timing")
     parser.add_argument("--minutes", type=float, default=4.0, help="with --quality: training time of each run")
-    parser.add_argument("--peer-rates", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3],
-                        help="with --quality: learning rates tried for the peer, a whole run each")
-    parser.add_argument("--rate", type=float, default=8e-4, help="with --quality: learning rate of this network")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3],
+                        help="with --quality: learning rates tried for every network, a whole run each")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     options = parser.parse_args(arguments)
     if min(options.rounds, options.batch_size, options.frames, options.channels, options.size) < 1:
         raise UserError("--rounds, --batch-size, --frames, --channels and --size must be 1 or more")
+    if min(options.minutes, *options.rates) <= 0:
+        raise UserError("--minutes and --rates must be above 0")
+    if options.quality and options.compile:
+        raise UserError("--compile: is for timing only; --quality trains uncompiled networks")
     return options
 
 
@@ -195,19 +206,23 @@ def main() -> None:
     options = parse()
     device = choose_device(options.device)
     allow_tf32(True)
+
+    def write(report: dict) -> str:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        report = {"machine": describe_machine(device), "compiled": options.compile, **report}
+        text = json.dumps({**report, "process_peak_memory_gib": memory}, indent=1)
+        if options.out:
+            options.out.write_text(text + "\n", encoding="utf-8")
+        return text
+
     if options.quality:
         from quality import compare_quality
 
         networks = {name: (lambda c, name=name: build_networks(c)[name]) for name in ("vidpred", "svd")}
-        report = compare_quality(networks, device, options.minutes, options.rate, options.peer_rates)
+        report = compare_quality(networks, device, options.minutes, options.rates, write)
     else:
         report = measure_speed(options, device)
-    report = {"machine": describe_machine(device), "compiled": options.compile, **report}
-    report["process_peak_memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    text = json.dumps(report, indent=1)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n", encoding="utf-8")
+    print(write(report))
 
 
 if __name__ == "__main__":

@@ -184,7 +184,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=16, help="frames in a clip")
     parser.add_argument("--workers", type=int, default=2, help="DataLoader workers")
     parser.add_argument("--batch", type=int, default=8, help="clips in a batch")
-    parser.add_argument("--count", type=int, default=24, help="batches in a round")
+    parser.add_argument("--count", type=int, default=100, help="batches in a round")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of each side")
     return parser.parse_args()
 

@@ -5,10 +5,32 @@ Video Diffusion is: context latents lie beside the noisy ones on the channels (t
 the last given one under every unknown frame).
 """
 
+import contextlib
 import warnings
+from typing import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def float32_attention_on_cpu() -> Iterator[None]:
+    """Attention as this project's network has it: torch's CPU kernel is several times slower in bfloat16, which is
+    no fault of a peer."""
+    original = F.scaled_dot_product_attention
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *others, **options) -> Tensor:
+        if query.device.type != "cpu" or query.dtype != torch.bfloat16:
+            return original(query, key, value, *others, **options)
+        with torch.autocast("cpu", enabled=False):
+            return original(query.float(), key.float(), value.float(), *others, **options).to(query.dtype)
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 class PeerNetwork(nn.Module):
@@ -23,7 +45,8 @@ class PeerNetwork(nn.Module):
         context = x[torch.arange(len(x), device=x.device), last][:, None]
         context = torch.where(given[:, :, None, None, None], x, context.expand_as(x))
         timestep = 1000 * noise_code.amax(dim=1)  # (B,)
-        return self.call(torch.cat([x, context], dim=2), timestep)
+        with float32_attention_on_cpu():
+            return self.call(torch.cat([x, context], dim=2), timestep)
 
 
 class SVDNetwork(PeerNetwork):

@@ -26,17 +26,23 @@ def check_clip(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be (B, T, C, H, W), got shape {tuple(x.shape)}")
 
 
-def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
-    """For every unknown frame the nearest given frame in time, the earlier of two equally near; else 0.
+def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor, count: int = 1) -> Tensor:
+    """For every unknown frame the `count` nearest given frames in time, nearest first, side by side on the
+    channels. Of two equally near ones the earlier comes first; 0 where there is none, and at given frames.
 
-    x (B, T, C, H, W), given (B, T) bool, frame_times (B, T) -> (B, T, C, H, W).
+    x (B, T, C, H, W), given (B, T) bool, frame_times (B, T) -> (B, T, count * C, H, W).
     """
     distance = (frame_times[:, :, None] - frame_times[:, None, :]).abs()  # (B, T unknown, T given)
     distance = distance.masked_fill(~given[:, None, :], float("inf"))
-    nearest = distance.argmin(dim=2)  # (B, T)
-    reference = torch.take_along_dim(x, append_dims(nearest, x.ndim), dim=1)
-    has_reference = ~given & given.any(dim=1, keepdim=True)
-    return torch.where(append_dims(has_reference, x.ndim), reference, torch.zeros_like(x))
+    nearest = distance.argsort(dim=2, stable=True)  # (B, T, T)
+    available = given.sum(dim=1, keepdim=True)  # (B, 1)
+    references = []
+    for place in range(min(count, x.shape[1])):
+        reference = torch.take_along_dim(x, append_dims(nearest[:, :, place], x.ndim), dim=1)
+        there = append_dims(~given & (available > place), x.ndim)
+        references.append(torch.where(there, reference, torch.zeros_like(x)))
+    references += [torch.zeros_like(x)] * (count - len(references))
+    return torch.cat(references, dim=2) if references else x[:, :, :0]
 
 
 def to_uint8(frames: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How good the prediction is: against the truth, two floors and a ceiling, with the protocol beside it.
 
-Rows: model; floor (copy of the last given frame); linear (extrapolation of the last two given frames);
+Rows: model; floor (copy of the last given frame); decoded_floor (that copy as the autoencoder shows it); linear (extrapolation of the last two given frames);
 ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
 """
 

@@ -4,6 +4,8 @@ import dataclasses
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 from vidpred.data.clips import ClipDataset
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.scoring import Judge, Trial
@@ -17,6 +19,10 @@ DEFINITIONS = {
     "interval": "ci95 is the half width of the 95 % confidence interval of the mean over clips (Student t)",
     "psnr": f"per frame; {PSNR_CAP:g} dB for an exact copy",
     "floor": "copy of the last given frame",
+    "decoded_floor": (
+        "the same, encoded and decoded by the autoencoder: what a model that adds nothing to the last given frame "
+        "predicts; a blur that raises the PSNR of its copy is not learning"
+    ),
     "linear": "last + h (last - previous) of the last two given frames at horizon h, clamped",
     "ceiling": "the truth encoded and decoded by the autoencoder",
     "motion_energy_ratio": (
@@ -62,6 +68,9 @@ def protocol_of(
         "ema": trial.ema,
         "seed": trial.seed,
         "sampling": sampling,
+        "parameterization": getattr(getattr(predictor.denoiser, "parameterization", None), "name", None),
+        "residual": getattr(predictor.denoiser, "residual", None),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),  # "high" is TF32 on a GPU
         "autoencoder": getattr(predictor.autoencoder, "name", type(predictor.autoencoder).__name__),
         "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
         "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},

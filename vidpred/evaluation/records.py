@@ -8,6 +8,7 @@ import numpy as np
 ROWS = {
     "model": "model",
     "floor": "copy last",
+    "decoded_floor": "copy last, decoded",
     "linear": "linear",
     "ceiling": "ceiling",
 }

@@ -12,6 +12,7 @@ from vidpred.evaluation.records import METRICS, ROWS, ClipSample, ClipScores
 from vidpred.evaluation.statistics import Summary, half_width, summarize
 
 HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
+FLOORS = ("floor", "decoded_floor", "linear")
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
 
 
@@ -54,13 +55,14 @@ class Evaluation:
         summaries = {metric: self.summary("model", metric) for metric in METRICS}
         logged = {f"eval/{metric}": summary.mean for metric, summary in summaries.items() if summary}
         logged["eval/psnr_over_copy_last"] = self.psnr_gain("floor")[0]
+        logged["eval/psnr_over_copy_last_decoded"] = self.psnr_gain("decoded_floor")[0]
         logged["eval/psnr_over_linear"] = self.psnr_gain("linear")[0]
         if self.motion_energy_ratio is not None:
             logged["eval/motion_energy_ratio"] = self.motion_energy_ratio
         return logged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: `protocol`; `model`, `floor`, `linear`, `ceiling` with `psnr`, `ssim`, `lpips`, each
+        """Plain data: `protocol`; each row of ROWS (`model`, `floor`, ...) with `psnr`, `ssim`, `lpips`, each
         {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip."""
         return {
             "protocol": self.protocol,
@@ -79,18 +81,18 @@ class Evaluation:
         return path
 
     def table(self) -> str:
-        """The four rows, aligned, and below them the gain over the floors, the motion and what is missing."""
+        """The rows, aligned, and below them the gain over the floors, the motion and what is missing."""
         shape, net = self.protocol, self.protocol.get("lpips", {}).get("net")
         headings = [f"{HEADINGS[m]} {net}" if m == "lpips" and net else HEADINGS[m] for m in METRICS]
         lines = [
             f"{shape['clips']} clips of {shape['dataset']}, {shape['context_frames']} given and "
             f"{shape['predicted_frames']} predicted frames; mean +- 95 % confidence interval over clips",
-            "".join([" " * 12, *(f"{heading:>20}" for heading in headings)]),
+            "".join([" " * 18, *(f"{heading:>20}" for heading in headings)]),
         ]
         for row, title in ROWS.items():
             cells = [_cell(self.summary(row, metric), DECIMALS[metric]) for metric in METRICS]
-            lines.append("".join([f"{title:<12}", *(f"{cell:>20}" for cell in cells)]))
-        over = [f"over {ROWS[row]} {_gain(*self.psnr_gain(row))}" for row in ("floor", "linear")]
+            lines.append("".join([f"{title:<18}", *(f"{cell:>20}" for cell in cells)]))
+        over = [f"over {ROWS[row]} {_gain(*self.psnr_gain(row))}" for row in FLOORS]
         lines.append(f"PSNR of the model {', '.join(over)} (paired by clip)")
         lines.append(
             f"motion energy over the truth's: model {_ratio(self.motion_energy_ratio)}, "

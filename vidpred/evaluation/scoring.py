@@ -1,4 +1,4 @@
-"""One batch of clips: predict, and score the four rows. B clips of K given and H predicted frames."""
+"""One batch of clips: predict, and score the rows. B clips of K given and H predicted frames."""
 
 from dataclasses import dataclass
 from typing import Optional
@@ -83,6 +83,7 @@ def score_batch(
     rows = {
         "model": model,
         "floor": copy_last(batch.frames, context),
+        "decoded_floor": reconstruction[:, :1].expand_as(truth),
         "linear": extrapolate(batch.frames, batch.frame_times, context),
         "ceiling": reconstruction[:, 1:],
     }

@@ -31,6 +31,8 @@ class UNetConfig:
     """Levels at which a position looks at itself in the other frames."""
     joint_attention_levels: tuple[int, ...] = ()
     """Levels at which a position looks at all positions of all frames; for coarse levels, the cost is quadratic."""
+    references: int = 2
+    """Nearest given frames that lie beside each unknown one on the network's input."""
     patch_size: int = 1
     """The network works on patches of this side: 2 is about four times faster, and coarser."""
     head_dim: int = 32
@@ -41,6 +43,8 @@ class UNetConfig:
     def __post_init__(self):
         if min(self.blocks_per_level, self.patch_size, len(self.channels), *self.channels) < 1:
             raise UserError("network.channels, network.blocks_per_level and network.patch_size must be positive")
+        if self.references < 0:
+            raise UserError(f"network.references: {self.references} must be 0 or more (2 is usual)")
         if self.head_dim < 6 or self.head_dim % 2:  # row, column and time each turn a pair of channels
             raise UserError(f"network.head_dim: {self.head_dim} is not possible; give an even number from 6 on")
         for key in ("spatial_attention_levels", "temporal_attention_levels", "joint_attention_levels"):
@@ -68,6 +72,7 @@ def build_unet(config: UNetConfig, in_channels: int, out_channels: int) -> Spati
         spatial_attention_levels=tuple(config.spatial_attention_levels),
         temporal_attention_levels=tuple(config.temporal_attention_levels),
         joint_attention_levels=tuple(config.joint_attention_levels),
+        references=config.references,
         patch_size=config.patch_size,
         head_dim=config.head_dim,
         activation_checkpointing=config.activation_checkpointing,

@@ -36,7 +36,7 @@ def clip_advice(rate: float) -> str:
     if rate > MANY:
         return "many values clipped: lower the learning rate, clip gradients, check the normalisation"
     if rate < ALMOST_NONE:
-        return "almost none clipped: keep the bound, or widen it to 4"
+        return "almost none clipped: keep the bound (a static one may widen to 4)"
     return "some values clipped: as it should be"
 
 
