@@ -13,7 +13,7 @@ D(x | 0) + sum_i w_i (D(x | H_i) - D(x | 0)):
 The scores of that article are linear in x0 at a fixed x, so its sums hold for x0, with weights that add up to
 1. s = 1 is no guidance and takes no second call. What a kind needs is asked of the network in one batched
 call. low and high limit guidance to an interval of levels (Kynkaanniemi et al. 2024, arXiv:2404.07724). A
-network knows hidden and noised history only if it was trained with it (conditioning.dropout, context_noise).
+network knows hidden and noised history only if it was trained with it (conditioning.history_dropout, context_noise).
 """
 
 import math

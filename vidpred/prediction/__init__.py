@@ -4,12 +4,14 @@ from vidpred.prediction.calibration import LatentCalibration, measure_calibratio
 from vidpred.prediction.loading import load_predictor, predictor_from_checkpoint
 from vidpred.prediction.predictor import NotFiniteError, Predictor
 from vidpred.prediction.range_lines import ClipCount, clip_advice
+from vidpred.prediction.rollout import RolloutOptions
 
 __all__ = [
     "ClipCount",
     "LatentCalibration",
     "NotFiniteError",
     "Predictor",
+    "RolloutOptions",
     "clip_advice",
     "load_predictor",
     "measure_calibration",
