@@ -42,7 +42,6 @@ SETTINGS = {
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_run_of_two_steps_and_its_predictor(name, tmp_path):
-
     assert train_tiny(tmp_path, *SHORT, *SETTINGS[name]) == RunOutcome("finished", 2)
     assert len(losses(tmp_path / "tiny")) == 2
     frames = torch.randint(0, 256, (CONTEXT, 3, SIZE, SIZE), dtype=torch.uint8)

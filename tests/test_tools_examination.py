@@ -1,4 +1,4 @@
-"""The two tools that examine a model, through the command line: untrained, trained and broken."""
+"""The tools that examine a model or predict with it, through the command line: untrained, trained and broken."""
 
 import os
 import runpy
@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
-from vidpred.video_io import write_video
+from vidpred.video_io import read_frames, write_video
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIAGNOSE = REPOSITORY / "tools" / "diagnose_diffusion.py"
 INFERENCE = REPOSITORY / "tools" / "test_model_inference.py"
+PREDICT = REPOSITORY / "tools" / "predict.py"
 RANGE_LINES = (
     "num_inference_steps=",
     "clipped=",
@@ -149,6 +150,52 @@ def test_inference_on_a_video(workplace, run_tool, tmp_path, frames, with_truth)
     rows = 3 if with_truth else 1
     width, height = Image.open(strip).size
     assert rows * 128 < height < (rows + 1) * 128 and 5 * 128 < width < 8 * 128
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Ten frames, 48x80, ten a second; the first line of each tells its number."""
+    ramp = torch.arange(10)[:, None, None, None].mul(20).expand(-1, 3, 48, 80).to(torch.uint8)
+    write_video(tmp_path / "mine.mp4", ramp, 10)
+    return tmp_path / "mine.mp4"
+
+
+@pytest.mark.parametrize(
+    "more, fps, frames",
+    [([], 10, 2 + 5),
+     (["--start", 0.6, "--guidance", 1.5, "--sampler", "euler", "--steps", 2], 10, 2 + 5),
+     (["--rollout", "keyframes", "--stride", 2, "--stabilization", 0.1], 10, 2 + 5),
+     (["--rollout", "pyramid", "--overlap", 1], 10, 2 + 5),
+     (["--interpolate", 2], 30, 5 + 4 * 2)],
+)  # fmt: skip
+def test_a_video_goes_on(workplace, run_tool, video, tmp_path, more, fps, frames):
+    run, out = workplace / "runs" / "tiny", tmp_path / "out.mp4"
+    code, lines, _ = run_tool(
+        PREDICT, video, "-n", 5, "--trajectories", 2, "--out", out, "--save-frames", tmp_path / "png",
+        "--checkpoint", run, *more, cwd=tmp_path,
+    )  # fmt: skip
+    assert code == 0 and lines[-1].startswith(f"video: {out}"), lines
+    pictures, rate = read_frames(out)
+    assert len(pictures) == frames and rate == fps
+    saved = [sorted((tmp_path / "png" / f"trajectory_{k}").iterdir()) for k in range(2)]
+    assert [len(paths) for paths in saved] == [frames, frames]
+    first, last = ([paths[time].read_bytes() for paths in saved] for time in (0, -3))
+    assert first[0] == first[1] and last[0] != last[1]  # what is given is given to all, their futures differ
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [(["--start", 2], "ends at 0.90 s, before 2 s"),
+     (["--start", 0.9], "holds 1 frames from 0.9 s on, and the model needs 2"),
+     (["-n", 0], "--num-frames: 0 must be 1 or more"),
+     (["--overlap", 5], "overlap: 5 leaves no frame to predict"),
+     (["--steps", 0], "sampling.num_inference_steps: 0")],
+)  # fmt: skip
+def test_a_video_that_cannot_go_on_is_one_line(workplace, run_tool, video, tmp_path, more, message):
+    run = workplace / "runs" / "tiny"
+    code, lines, errors = run_tool(PREDICT, video, "--checkpoint", run, *more, cwd=tmp_path)
+    assert code == 2 and message in errors[-1] and not any("Traceback" in line for line in errors)
+    assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob("*_predicted.mp4"))
 
 
 def test_not_finite_weights(workplace, run_tool, tmp_path):

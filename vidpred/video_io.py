@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Callable, Iterator, Optional, Union
 
 import numpy as np
 import torch
@@ -63,19 +63,35 @@ def write_video(path: PathLike, frames: Tensor, fps: float, crf: int = 18) -> No
     `frames` uint8 (T, C, H, W); an odd height or width grows by one repeated line; `fps` frames per second;
     `crf` 0 (lossless but for the colour space) to 51.
     """
+    _check_frames(frames)
+    with open_video(path, fps, crf) as write:
+        for picture in _rgb(frames):
+            write(picture)
+
+
+@contextlib.contextmanager
+def open_video(path: PathLike, fps: float, crf: int = 18) -> Iterator[Callable[[np.ndarray], None]]:
+    """As `write_video`, picture by picture: yields a function of one (H, W, 3) uint8 array.
+
+    The file appears, whole, when the block succeeds with at least one picture.
+    """
     import av
 
-    _check_frames(frames)
-    height, width = frames.shape[-2:]
-    pictures = np.pad(_rgb(frames), ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with _written_aside(path) as aside, av.open(str(aside), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf)}
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    with _written_aside(path) as aside:
+        with av.open(str(aside), "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": str(crf)}
+
+            def write(picture: np.ndarray) -> None:
+                height, width = picture.shape[:2]
+                picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+                if not stream.codec_context.is_open:
+                    stream.height, stream.width = picture.shape[:2]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+
+            yield write
+            container.mux(stream.encode())
 
 
 def write_gif(path: PathLike, frames: Tensor, fps: float) -> None:
@@ -177,6 +193,37 @@ def save_clip_panels(
     write_gif(paths[1], moving, fps)
     write_video(paths[2], moving, fps)
     return paths
+
+
+@contextlib.contextmanager
+def trajectory_video(path: PathLike, fps: float) -> Iterator[Callable[[Tensor, bool, Optional[Tensor]], None]]:
+    """An mp4 of several samples of one future, moment by moment, in constant memory.
+
+    Yields write(frames, given, truth): frames uint8 (N, C, H, W), one per trajectory, side by side, with a green
+    border where the moment is given and an orange one where it is predicted. `truth` (C, H, W) stands above them; a
+    moment without it (None) leaves its place empty, and a video that begins without it has no such row.
+    """
+    with open_video(path, fps) as write_picture:
+        has_truth: list[bool] = []
+
+        def write(frames: Tensor, given: bool, truth: Optional[Tensor] = None) -> None:
+            has_truth.append(truth is not None)
+            above = [[None if truth is None else _tiles(truth[None].cpu())[0]]] if has_truth[0] else []
+            del has_truth[1:]
+            write_picture(_grid([*above, _tiles(frames.cpu())], CONTEXT_COLOUR if given else UNKNOWN_COLOUR))
+
+        yield write
+
+
+def _grid(rows: list[list[Optional[np.ndarray]]], colour: tuple[int, int, int]) -> np.ndarray:
+    """Rows of bordered tiles, from the left: (H, W, 3)."""
+    height, width = rows[-1][0].shape[:2]
+    cell_h, cell_w = height + 2 * BORDER + GAP, width + 2 * BORDER + GAP
+    canvas = Image.new("RGB", (cell_w * len(rows[-1]) + GAP, cell_h * len(rows) + GAP), BACKGROUND)
+    for y, row in enumerate(rows):
+        for x, tile in enumerate(row):
+            _paste(canvas, tile, GAP + x * cell_w, GAP + y * cell_h, colour, (height, width))
+    return np.array(canvas)
 
 
 def _as_tensor(pictures: np.ndarray) -> Tensor:

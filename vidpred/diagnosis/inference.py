@@ -107,7 +107,7 @@ def check_inference(
     findings += _frame_findings(predictor.decode(watch.latents[:, known:]))
     pictures = []
     for row, name in enumerate(clips.names):
-        beside = truth[row] if truth.shape[1] else None
+        beside = truth[row] if truth.shape[1] == horizon else None
         label = f"{row:02d}_{Path(name).stem}"
         pictures += save_clip_panels(folder, label, context[row], beside, prediction[row], fps)
     return InferenceCheck(prediction, ranked(findings), seconds, watch.seconds_per_step(seconds), pictures)

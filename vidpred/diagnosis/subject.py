@@ -12,6 +12,7 @@ from vidpred.checkpoint_store import read_checkpoint
 from vidpred.conditioning import ConditioningConfig, prediction_roles
 from vidpred.data import (
     DATASETS,
+    Clip,
     ClipBatch,
     ClipConfig,
     ClipDataset,
@@ -83,36 +84,58 @@ def validation_clips(subject: Subject, count: int) -> ClipBatch:
     return _read(subject, dataset, evenly_spaced_clips(dataset, count))
 
 
-def video_clip(subject: Subject, video: Path) -> tuple[ClipBatch, float]:
-    """The first clip of a video file, cut as the model's training clips are, and its frames per second.
+def video_clip(
+    subject: Subject, video: Path, num_frames: Optional[int] = None, start: float = 0.0
+) -> tuple[ClipBatch, float]:
+    """A clip of a video file, cut as the model's training clips are, and its frames per second.
 
-    A video too short for a training clip gives the context frames alone. Raises UserError.
+    Of `num_frames` frames (a training clip's where None) from `start` seconds on, fewer where the video ends before
+    but at least the context frames. Raises UserError.
     """
     path = video.absolute()
     try:
         source = probe_video(path, path.name, quick=True, with_changes=False, alive=lambda: None)
-        config = _clip_config(source, subject)
+        config, first = _clip_config(source, subject, num_frames or subject.predictor.num_frames, start)
     except ClipError as error:
         raise UserError(f"--video {video}: {error}; choose another video") from error
-    dataset = VideoFolder(str(path.parent), [source], config, path.parent)
+    dataset = _OneClip(str(path.parent), [source], config, path.parent, first)
     return _read(subject, dataset, [0]), config.fps or source.fps / config.frame_stride
 
 
-def _clip_config(source: Source, subject: Subject) -> ClipConfig:
-    """Size, crop and rate of the model's data, whatever their kind; as many frames as the source allows."""
+class _OneClip(VideoFolder):
+    """A single video, from frame `first` on."""
+
+    def __init__(self, name: str, sources: list[Source], config: ClipConfig, root: Path, first: int):
+        super().__init__(name, sources, config, root)
+        self._first = first
+
+    def num_windows(self, index: int) -> int:
+        return 1
+
+    def fixed_clip(self, index: int, window: int) -> Clip:
+        return self._cut(index, self._first, None)
+
+
+def _clip_config(source: Source, subject: Subject, num_frames: int, start: float) -> tuple[ClipConfig, int]:
+    """Size, crop and rate of the model's data, whatever their kind, with at most `num_frames` frames; and the first
+    of them. Raises ClipError."""
     common = [field.name for field in dataclasses.fields(ClipConfig) if hasattr(subject.data, field.name)]
     values = {name: getattr(subject.data, name) for name in common}
     values |= {"kind": "video", "min_motion": None, "max_cut": None}  # the user chose this video
-    whole, context = (
-        ClipConfig(**values | {"num_frames": frames})
-        for frames in (subject.predictor.num_frames, subject.predictor.context_frames)
-    )
-    try:
-        window_starts(source, whole)
-        return whole
-    except ClipError:
-        window_starts(source, context)
-        return context
+    times = source.frame_times()
+    first = int(times.searchsorted(start - 1e-6))
+    if first >= len(times):
+        raise ClipError(f"ends at {times[-1]:.2f} s, before {start:g} s")
+    config = ClipConfig(**values)
+    if config.fps is None:
+        available = -(-(source.frames - first) // config.frame_stride)
+    else:
+        available = int((times[-1] - times[first] + 0.5 / source.fps) * config.fps) + 1
+    frames = max(min(num_frames, available), subject.predictor.context_frames)
+    config = dataclasses.replace(config, num_frames=frames)
+    if first not in window_starts(source, config):
+        raise ClipError(f"holds {available} frames from {start:g} s on, and the model needs {frames}")
+    return config, first
 
 
 def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBatch:

@@ -70,9 +70,15 @@ def protocol_of(
         "sampling": sampling,
         "parameterization": getattr(getattr(predictor.denoiser, "parameterization", None), "name", None),
         "residual": getattr(predictor.denoiser, "residual", None),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),  # "high" is TF32 on a GPU
+        "precision": _precision(predictor.device),
         "autoencoder": getattr(predictor.autoencoder, "name", type(predictor.autoencoder).__name__),
         "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
         "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},
         **DEFINITIONS,
     }
+
+
+def _precision(device: torch.device) -> str:
+    """Of matrix products: predictions are drawn without autocast."""
+    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if tf32 else "float32"

@@ -1,0 +1,142 @@
+"""Continues a real video with a model: its own frames as context, then the prediction, as a video file.
+
+    python tools/predict.py VIDEO -n 120 --out out.mp4            the newest run under runs/
+    python tools/predict.py VIDEO -n 40 --trajectories 4          four futures side by side
+    python tools/predict.py VIDEO --interpolate 3                 three new frames between each two
+    python tools/predict.py VIDEO -n 400 --rollout keyframes --stabilization 0.05
+
+Above the predictions: the true continuation, as far as the file has it. Context frames have a green border, predicted
+ones an orange one. Frame rate and size are those of the model's clips of this video.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Iterator
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPOSITORY))  # works where vidpred is cloned but not installed
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from vidpred.build import open_subject  # noqa: E402
+from vidpred.diagnosis import Subject, video_clip  # noqa: E402
+from vidpred.diffusion import SAMPLERS  # noqa: E402
+from vidpred.errors import UserError, door  # noqa: E402
+from vidpred.prediction import Predictor, RolloutOptions  # noqa: E402
+from vidpred.video_io import trajectory_video, write_png  # noqa: E402
+
+
+@door
+def main() -> int:
+    options = _options()
+    subject = open_subject(options.checkpoint, REPOSITORY / "configs" / "quickstart.yaml", options.device)
+    predictor = subject.predictor
+    _apply(options, predictor)
+    print(f"model: {subject.title}", flush=True)
+    if options.interpolate:
+        moments, fps = _interpolation(options, subject)
+    else:
+        moments, fps = _continuation(options, subject)
+    out = options.out or Path(f"{options.video.stem}_{'interpolated' if options.interpolate else 'predicted'}.mp4")
+    with trajectory_video(out, fps) as write:
+        for time, (given, truth, frames) in enumerate(moments):
+            write(frames, given, truth)
+            if options.save_frames:
+                for number, frame in enumerate(frames):
+                    write_png(options.save_frames / f"trajectory_{number}" / f"{time:06d}.png", frame)
+    print(f"video: {out} ({fps:.4g} frames per second)")
+    return 0
+
+
+def _continuation(options: argparse.Namespace, subject: Subject) -> tuple[Iterator, float]:
+    """Moments (given, truth or None, frames (N, 3, H, W)) of the context and then of the prediction; their rate."""
+    predictor, count = subject.predictor, options.num_frames
+    clip, fps = video_clip(subject, options.video, predictor.context_frames + count, options.start)
+    context, truth = clip.frames[0].tensor_split([predictor.context_frames])
+    rollout = RolloutOptions(options.rollout, options.overlap, options.stabilization, options.stride)
+
+    def moments() -> Iterator[tuple[bool, Tensor | None, Tensor]]:
+        for frame in context:
+            yield True, frame, frame.expand(options.trajectories, -1, -1, -1)
+        pieces = predictor.rollout(context, count, options.seed, trajectories=options.trajectories, options=rollout)
+        done = 0
+        with tqdm(total=count, desc="predicting", unit="frame") as bar:
+            for piece in pieces:
+                for frames in piece.unbind(1):
+                    yield False, truth[done] if done < len(truth) else None, frames
+                    done += 1
+                bar.update(done - bar.n)
+
+    return moments(), fps
+
+
+def _interpolation(options: argparse.Namespace, subject: Subject) -> tuple[Iterator, float]:
+    """The same for the frames of the video and `--interpolate` new ones between each two."""
+    steps = options.interpolate + 1
+    clip, fps = video_clip(subject, options.video, options.num_frames, options.start)
+    known = clip.frames[0]
+    given = torch.zeros(steps + 1, dtype=torch.bool)
+    given[[0, -1]] = True
+    times = torch.arange(steps + 1) / steps  # of frame intervals, as the model knows them
+
+    def moments() -> Iterator[tuple[bool, Tensor | None, Tensor]]:
+        yield True, None, known[0].expand(options.trajectories, -1, -1, -1)
+        for place in tqdm(range(len(known) - 1), desc="interpolating", unit="gap"):
+            ends = known[place : place + 2]
+            frames = ends[:1].repeat(steps + 1, 1, 1, 1)
+            frames[-1] = ends[1]
+            filled = subject.predictor.fill(
+                frames, given, options.seed, frame_times=times, trajectories=options.trajectories,
+                draws=torch.tensor([place]),
+            )  # fmt: skip
+            for time in range(1, steps + 1):
+                yield time == steps, None, filled[:, time]
+
+    return moments(), fps * steps
+
+
+def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
+    """The sampling settings of the command line, checked as those of a configuration are."""
+    changes = {"sampler": options.sampler, "num_inference_steps": options.steps}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if options.guidance is not None:
+        kind = predictor.sampling.guidance.kind
+        kind = "vanilla" if kind == "none" else kind
+        changes["guidance"] = dataclasses.replace(predictor.sampling.guidance, kind=kind, scale=options.guidance)
+    predictor.sampling = dataclasses.replace(predictor.sampling, **changes)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("video", type=Path, metavar="VIDEO", help="a video file")
+    parser.add_argument("-n", "--num-frames", type=int, default=40, help="frames to predict (40)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="mp4 to write (VIDEO_predicted.mp4)")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="run folder or checkpoint (the newest run)")
+    parser.add_argument("--start", type=float, default=0.0, help="seconds into the video (0)")
+    parser.add_argument("--trajectories", type=int, default=1, help="samples of the future (1)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="sampling steps (the model's)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(the model's)")
+    parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance on the history; 1 is none")
+    parser.add_argument("--rollout", choices=("sliding", "keyframes", "pyramid"), default="sliding")
+    parser.add_argument("--overlap", type=int, help="known frames in every window (the model's context)")
+    parser.add_argument("--stabilization", type=float, default=0.0, help="noise on predicted frames that are given (0)")
+    parser.add_argument("--stride", type=int, default=4, help="keyframes: frames from one to the next (4)")
+    parser.add_argument("--interpolate", type=int, default=0, metavar="K", help="K new frames between each two of -n")
+    parser.add_argument("--save-frames", type=Path, metavar="DIR", help="also every frame as a PNG")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    options = parser.parse_args()
+    for key, least in (("num_frames", 1), ("trajectories", 1), ("interpolate", 0), ("start", 0)):
+        if getattr(options, key) < least:
+            raise UserError(f"--{key.replace('_', '-')}: {getattr(options, key)} must be {least} or more")
+    return options
+
+
+if __name__ == "__main__":
+    main()
