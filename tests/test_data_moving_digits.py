@@ -114,7 +114,12 @@ def test_a_missing_file_is_named(root, name):
 # Shapes instead --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [None, "nowhere", "empty"])
+def test_a_folder_that_is_not_there_is_an_error_and_no_wish_for_shapes(tmp_path):
+    with pytest.raises(UserError, match=f"^data.root: {tmp_path}/nowhere is not a folder; give the one that"):
+        build_dataset(small(tmp_path / "nowhere"), "train", 0)
+
+
+@pytest.mark.parametrize("given", [None, "empty"])
 def test_without_files_shapes_take_the_place_and_the_log_says_so_once(tmp_path, caplog, given):
     (tmp_path / "empty").mkdir()
     folder = given and tmp_path / given
@@ -126,6 +131,7 @@ def test_without_files_shapes_take_the_place_and_the_log_says_so_once(tmp_path, 
     assert ("is not set" if given is None else str(folder)) in message
     assert train.clip(2, None).frames.shape == (13, 3, 32, 48)
     assert (len(train), len(val)) == (3, 2) and "shapes" in train.name and "val" in val.name
+    assert train.substitute == "moving shapes"
     with pytest.raises(UserError, match="data.root"):
         digit_tracks(config, "val", 0)
 

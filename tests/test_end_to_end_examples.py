@@ -4,6 +4,7 @@ import importlib
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from end_to_end_helper import (
     losses,
     metrics,
     tiny_arguments,
+    train_tiny,
 )
 
 from vidpred import range_checks
@@ -24,114 +26,16 @@ from vidpred.prediction import load_predictor
 
 pytestmark = [pytest.mark.usefixtures("cache"), pytest.mark.timeout(600)]
 
-OWN_NETWORK = '''\
-"""python my_network.py --network.kind plain --network.width 48"""
-
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-
-from vidpred.build import train
-from vidpred.configuration import load_config
-from vidpred.errors import door
-from vidpred.networks import NETWORKS
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-@dataclass
-class PlainConfig:
-    """Two convolutions over space and time."""
-
-    kind: str = "plain"
-    width: int = 32
-    """Channels between them."""
+def readme_example(containing: str) -> str:
+    """The README's block of Python that holds these words; there must be one."""
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in block]
+    return example
 
 
-class PlainNetwork(nn.Module):
-    def __init__(self, in_channels, width, out_channels):
-        super().__init__()
-        self.enter = nn.Conv3d(in_channels + 2, width, 3, padding=1)
-        self.leave = nn.Conv3d(width, out_channels, 3, padding=1)
-
-    def forward(self, x, noise_code, given, frame_times, condition=None):
-        """x (B, T, C, H, W); noise_code, given and frame_times (B, T) -> (B, T, C_out, H, W)."""
-        per_frame = torch.stack([noise_code, given.to(x)], dim=2)  # (B, T, 2)
-        h = torch.cat([x, per_frame[..., None, None].expand(-1, -1, -1, *x.shape[-2:])], dim=2)
-        h = torch.relu(self.enter(h.movedim(2, 1)))
-        return self.leave(h).movedim(1, 2)
-
-
-@NETWORKS.register("plain", PlainConfig)
-def build_plain(config, in_channels, out_channels):
-    return PlainNetwork(in_channels, config.width, out_channels)
-
-
-@door
-def main():
-    train(load_config())
-
-
-if __name__ == "__main__":
-    main()
-'''
-
-OWN_DATA = '''\
-"""python my_data.py --data.kind bars --data.height 64 --data.width 64"""
-
-from dataclasses import dataclass
-
-import torch
-
-from vidpred.build import train
-from vidpred.configuration import load_config
-from vidpred.data import DATASETS, Clip, ClipConfig, ClipDataset
-from vidpred.errors import door
-
-
-@dataclass
-class BarsConfig(ClipConfig):
-    """White bars that move to the right; nothing is read from the disk."""
-
-    kind: str = "bars"
-    count: int = 500
-    """Clips in each split."""
-
-
-class Bars(ClipDataset):
-    name = "bars"
-
-    def __init__(self, config, first):
-        self.config, self.first = config, first
-
-    def __len__(self):
-        return self.config.count
-
-    def item_name(self, index):
-        return f"bar {self.first + index}"
-
-    def clip(self, index, generator):
-        """Random cuts would be drawn from `generator`, which is None in evaluation; a bar has none."""
-        times = torch.arange(self.config.num_frames)
-        start, speed = 7 * (self.first + index), 1 + index % 4  # pixels, pixels per frame
-        columns = (torch.arange(self.config.width) - start - speed * times[:, None]) % self.config.width
-        row = 255 * (columns < self.config.width // 4).to(torch.uint8)  # (T, W)
-        frames = row[:, None, None].expand(-1, 3, self.config.height, -1)  # (T, 3, H, W)
-        return Clip(frames, times.float(), self.item_name(index))
-
-
-@DATASETS.register("bars", BarsConfig)
-def build_bars(config, split, seed):
-    return Bars(config, first={"train": 0, "val": 10_000, "test": 20_000}[split])
-
-
-@door
-def main():
-    train(load_config())
-
-
-if __name__ == "__main__":
-    main()
-'''
+OWN_NETWORK, OWN_DATA = readme_example("PlainNetwork"), readme_example("class Bars")
 
 
 def write_script(folder, monkeypatch, name, text, section, replacement):
@@ -181,3 +85,15 @@ def test_data_of_ones_own(tmp_path, monkeypatch):
     assert ended.value.code == 0
     run = tmp_path / "tiny"
     assert len(losses(run)) == 6 and any("eval/psnr" in row for row in metrics(run))
+
+
+def test_the_rollouts_of_the_readme(tmp_path):
+    example = readme_example("RolloutOptions")
+    train_tiny(tmp_path, "--data.num_frames=8", "--data.clip_frames=8", "--conditioning.context_frames=4",
+               "--training.num_steps=1")  # fmt: skip
+    shown, names = [], {"frames": torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "show": lambda x: shown.append(x)}
+    names["given"] = torch.tensor([True, False, False, True])
+    example = example.replace('"runs/quickstart"', repr(str(tmp_path / "tiny"))).replace("num_frames=1000", "num_frames=20")
+    exec(example, names)
+    assert names["future"].shape == (4, 40, 3, 16, 16) and torch.cat(shown).shape == (20, 3, 16, 16)
+    assert names["between"].shape == (4, 3, 16, 16)

@@ -119,6 +119,41 @@ def test_impossible_rollouts_are_refused(changes, message):
         RolloutOptions(**changes)
 
 
-def test_an_overlap_that_leaves_nothing_to_predict_is_refused():
-    with pytest.raises(UserError, match="overlap: 8 leaves no frame to predict in windows of 8; lower it"):
-        next(slide(Clockwork(), clock(K), 4, T, RolloutOptions(overlap=T)))
+def start(scheme, options):
+    """The first piece of a rollout; an impossible one must be refused before it."""
+    arguments = (clock(K), 4, T)
+    if scheme is pyramid:
+        return next(pyramid(lambda window, steps: window.latents, lambda n: clock(1), *arguments, STEPS, options))
+    return next(scheme(Clockwork(), *arguments, options))
+
+
+@pytest.mark.parametrize("scheme", [slide, keyframes_first, pyramid])
+@pytest.mark.parametrize("overlap", [T, T + 3])
+def test_an_overlap_that_leaves_nothing_to_predict_is_refused(scheme, overlap):
+    with pytest.raises(UserError, match=f"overlap: {overlap} leaves no frame to predict in windows of 8; lower it"):
+        start(scheme, RolloutOptions(overlap=overlap))
+
+
+def test_keyframes_too_far_apart_for_a_window_are_refused():
+    with pytest.raises(UserError, match="stride: 8 frames from one keyframe to the next do not fit windows of 8"):
+        start(keyframes_first, RolloutOptions(stride=T))
+
+
+@pytest.mark.parametrize("scheme", [slide, keyframes_first])
+@pytest.mark.parametrize("overlap, stride", [(1, 2), (6, 5), (K, 7)])
+def test_no_window_is_longer_than_a_training_clip(scheme, overlap, stride):
+    sample = Clockwork()
+    list(scheme(sample, clock(K), 40, T, RolloutOptions(overlap=overlap, stride=stride)))
+    assert max(len(window.given) for window in sample.windows) <= T
+
+
+@pytest.mark.parametrize("overlap", [1, K, 6])
+def test_no_window_of_a_pyramid_is_longer_than_a_training_clip(overlap):
+    lengths = []
+
+    def advance(window, steps):
+        lengths.append(len(window.given))
+        return window.latents
+
+    list(pyramid(advance, lambda n: clock(1), clock(K), 20, T, STEPS, RolloutOptions("pyramid", overlap=overlap)))
+    assert max(lengths) <= T

@@ -11,11 +11,12 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import benchmark  # noqa: E402
+import peers  # noqa: E402
 import quality  # noqa: E402
 from peers import SVDNetwork, UNet3DNetwork, float32_attention_on_cpu  # noqa: E402
 
 from vidpred.errors import UserError  # noqa: E402
-from vidpred.networks import UNetConfig, build_network  # noqa: E402
+from vidpred.networks import UNetConfig, build_network, layers  # noqa: E402
 
 TINY = UNetConfig(
     channels=(8, 16), blocks_per_level=1, spatial_attention_levels=(), temporal_attention_levels=(1,), head_dim=8
@@ -80,6 +81,26 @@ def test_attention_of_the_peers_is_float32_while_they_run_and_no_longer():
     assert F.scaled_dot_product_attention is original
     expected = original(q.float(), q.float(), q.float()).bfloat16()
     assert attended.dtype == torch.bfloat16 and torch.equal(attended, expected)
+
+
+@pytest.mark.parametrize("peer", [SVDNetwork, UNet3DNetwork])
+def test_all_attention_of_a_peer_goes_that_way(peer, monkeypatch):
+    types = []
+
+    def attend(query, key, value, **options):
+        types.append(query.dtype)
+        return layers.attend(query, key, value, **options)
+
+    monkeypatch.setattr(peers, "attend", attend)
+    x, given = torch.randn(1, 2, 4, 8, 8), torch.tensor([[True, False]])
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        network = peer(4)
+        network(x, torch.where(given, 0.0, 0.7), given, torch.arange(2.0)[None])
+    from diffusers.models.attention_processor import Attention
+
+    # A processor may call it more than once, but no attention of the network may do without.
+    assert len(types) >= sum(isinstance(module, Attention) for module in network.modules()) > 0
+    assert set(types) == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

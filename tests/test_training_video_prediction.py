@@ -17,8 +17,8 @@ from vidpred.data import Clip, ClipDataset, ClipError, evaluation_batches, train
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import LevelConfig, NoiseSchedule, SamplingConfig, ScheduleConfig, build_levels, build_parameterization
 from vidpred.errors import UserError
-from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
 from vidpred.evaluation import EvaluationConfig, evaluate
+from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.tensor_ops import append_dims
 from vidpred.training import (
@@ -364,6 +364,18 @@ def test_resume_of_the_real_task_is_bit_exact(tmp_path):
     assert_same(one.tensors, two.tensors)
     assert_same(one.state, two.state)
     assert set(one.state["task"]["quarantined"]) == {"folder/square 3.mp4", "folder/square 11.mp4"}
+
+
+@pytest.mark.parametrize("before, now", [(None, "moving shapes"), ("moving shapes", None)])
+def test_a_run_does_not_go_on_with_what_took_the_place_of_its_data(tmp_path, before, now):
+    task = make_task(tmp_path)
+    dataset = task._validation.dataset
+    dataset.substitute = before
+    state = task.state()
+    task.load_state(state)
+    dataset.substitute = now
+    with pytest.raises(UserError, match="^data.root: the run was trained on .*, and there are .* now; give the old"):
+        task.load_state(state)
 
 
 def test_one_batch_can_be_overfitted_and_is_what_is_pictured(tmp_path):

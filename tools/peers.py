@@ -13,19 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidpred.networks.layers import attend
+
 
 @contextlib.contextmanager
 def float32_attention_on_cpu() -> Iterator[None]:
     """Attention as this project's network has it: torch's CPU kernel is several times slower in bfloat16, which is
     no fault of a peer."""
     original = F.scaled_dot_product_attention
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, *others, **options) -> Tensor:
-        if query.device.type != "cpu" or query.dtype != torch.bfloat16:
-            return original(query, key, value, *others, **options)
-        with torch.autocast("cpu", enabled=False):
-            return original(query.float(), key.float(), value.float(), *others, **options).to(query.dtype)
-
     F.scaled_dot_product_attention = attend
     try:
         yield

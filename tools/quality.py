@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import numpy as np
 import torch
@@ -60,8 +60,8 @@ class Scene:
     device: torch.device
 
     @staticmethod
-    def open(device: torch.device, overrides: list[str]) -> "Scene":
-        config = load_config(overrides, default_file=QUICKSTART)
+    def open(device: torch.device, overrides: Sequence[str]) -> "Scene":
+        config = load_config(list(overrides), default_file=QUICKSTART)
         autoencoder = build_autoencoder(config.autoencoder).to(device)
         train, val = (build_dataset(config.data, split, config.seed) for split in ("train", "val"))
         calibration = calibrate(config, train, autoencoder, device)
@@ -117,7 +117,7 @@ def compare_quality(
     minutes: float,
     rates: list[float],
     report: Callable[[dict], None],
-    overrides: list[str] = [],
+    overrides: Sequence[str] = (),
 ) -> dict:
     """Every run beside the floor, and this project's best beside the peer's, paired by clip.
 

@@ -113,7 +113,8 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         timeout=config.data.decode_timeout,
     )
     return VideoPredictionTask(
-        predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule), open_loader, validation, evaluate_on_validation,
+        predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
+        open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
     )
 

@@ -11,7 +11,7 @@ barriers therefore travel over gloo and never make the host wait for the GPU's q
 import contextlib
 import datetime
 import os
-from typing import Any, Callable, Iterable, Iterator, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -124,11 +124,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return _all_reduce(tensor, dist.ReduceOp.SUM)
 
 
-def all_reduce_mean(tensor: Tensor) -> Tensor:
-    """A new tensor like `tensor`: the unweighted mean over ranks."""
-    return all_reduce_sum(tensor) / world_size()
-
-
 def all_reduce_max(tensor: Tensor) -> Tensor:
     """A new tensor like `tensor`: the elementwise maximum over ranks."""
     return _all_reduce(tensor, dist.ReduceOp.MAX)
@@ -182,13 +177,6 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Overwrites the tensors on every rank, in place, with rank 0's."""
-    if has_group():
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
 
 
 def shard(count: int) -> range:

@@ -77,6 +77,8 @@ class ClipDataset(abc.ABC):
     """
 
     name: str
+    substitute: Optional[str] = None
+    """What took the place of the data that was asked for and is not there; None where it is."""
     may_hang: bool = False
     """Whether reading a clip can hang or crash, as video decoders do. Such clips are validated and evaluated
     from processes of their own, even with data.num_workers 0."""

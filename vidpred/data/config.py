@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Optional
 
+from vidpred import errors
 from vidpred.data.clips import ClipDataset
 from vidpred.errors import UserError
 from vidpred.registry import Registry
@@ -14,8 +15,7 @@ SPLITS = ("train", "val", "test")
 
 def require(condition: bool, key: str, message: str) -> None:
     """Raises the one line that names a key of the `data` section unless `condition` holds."""
-    if not condition:
-        raise UserError(f"data.{key}: {message}")
+    errors.require(condition, f"data.{key}: {message}")
 
 
 @dataclass

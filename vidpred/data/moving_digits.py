@@ -49,7 +49,7 @@ class MovingDigitsConfig(ClipConfig):
     kind: str = "moving_digits"
     root: Optional[str] = None
     """The folder with MNIST's four files: train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz and the same
-    of t10k, packed or unpacked. Not set, or none of them there: moving shapes take the digits' place."""
+    of t10k, packed or unpacked. Not set, or a folder with none of them: moving shapes take the digits' place."""
     height: int = 64
     """Height of the pictures in pixels."""
     width: int = 64
@@ -268,7 +268,7 @@ class MovingDigits(ClipDataset):
 @DATASETS.register("moving_digits", MovingDigitsConfig)
 def build_moving_digits(config: MovingDigitsConfig, split: str, seed: int) -> ClipDataset:
     # Rank 0 decides for all: shapes are rendered together.
-    missing = distributed.broadcast_object(_why_no_digits(config) if distributed.is_main() else None)
+    missing = distributed.gather_or_fail(lambda: _why_no_digits(config))[0]
     if missing:
         _tell_once(missing)
         return _shapes_instead(config, split, seed)
@@ -281,6 +281,7 @@ def _why_no_digits(config: MovingDigitsConfig) -> str:
     if config.root is None:
         return "data.root is not set"
     root = Path(config.root).expanduser().absolute()
+    require(root.is_dir(), "root", f"{root} is not a folder; give the one that holds MNIST's files")
     found = [find_file(root, collection, content) for collection in ("train", "t10k") for content in AXES]
     return "" if any(found) else f"data.root {root} has no file of MNIST (train-images-idx3-ubyte.gz, ...)"
 
@@ -307,5 +308,5 @@ def _shapes_instead(config: MovingDigitsConfig, split: str, seed: int) -> ClipDa
         "render_seed": config.render_seed,
     }
     dataset = build_shapes(ShapesConfig(**{**common, **counts, **changes}), split, seed)
-    dataset.name = f"moving shapes in the place of digits ({split})"
+    dataset.name, dataset.substitute = f"moving shapes in the place of digits ({split})", "moving shapes"
     return dataset

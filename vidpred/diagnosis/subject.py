@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
 from torch import Tensor
 
 from vidpred.checkpoint_store import read_checkpoint
@@ -97,7 +96,7 @@ def video_clip(
         source = probe_video(path, path.name, quick=True, with_changes=False, alive=lambda: None)
         config, first = _clip_config(source, subject, num_frames or subject.predictor.num_frames, start)
     except ClipError as error:
-        raise UserError(f"--video {video}: {error}; choose another video") from error
+        raise UserError(f"{video}: {error}; choose another video") from error
     dataset = _OneClip(str(path.parent), [source], config, path.parent, first)
     return _read(subject, dataset, [0]), config.fps or source.fps / config.frame_stride
 

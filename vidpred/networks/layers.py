@@ -6,11 +6,13 @@ reads the *same* memory as B images of T rows and H*W columns, so neither ever c
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -105,13 +107,13 @@ def rotate_by_position(x: Tensor, positions: Tensor, max_period: float = 100.0) 
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """`scaled_dot_product_attention` of (N, heads, L, D)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+def attend(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """`scaled_dot_product_attention` of (N, heads, L, D), with its options."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         # Torch's CPU kernel is two to four times slower in bfloat16, most of all backwards.
         with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v)
+            return scaled_dot_product_attention(query.float(), key.float(), value.float(), **options).to(query.dtype)
+    return scaled_dot_product_attention(query, key, value, **options)
 
 
 class Attention(nn.Module):

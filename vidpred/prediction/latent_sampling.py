@@ -4,6 +4,7 @@ Noise is a function of (seed, purpose, name, draw number of the row), never of t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Callable, Optional, Union
 
 import torch
@@ -50,7 +51,7 @@ class LatentSampler:
 
     def pure_noise(self, name: str, like: Tensor) -> Tensor:
         """What unknown frames begin as: noise with the deviation that noised latents have at the first level."""
-        first = self._path(like.device)[0]
+        first = self._path[0]
         return torch.hypot(first.alpha, first.sigma) * self.noise(name, like)
 
     def sample(
@@ -66,8 +67,7 @@ class LatentSampler:
         latents (B, T, C, h, w); given, frame_times (B, T); context_noise: a fraction of the schedule, broadcastable
         to (B, T). Returns (B, T, C, h, w), given frames as they came.
         """
-        path = self._path(latents.device)
-        steps = torch.arange(len(path), device=latents.device)[:, None].expand(-1, latents.shape[1])
+        steps = torch.arange(len(self._path), device=latents.device)[:, None].expand(-1, latents.shape[1])
         start = torch.where(append_dims(given, latents.ndim), latents, self.pure_noise(f"{name}start", latents))
         return self.walk(start, given, frame_times, steps, name, context_noise)
 
@@ -85,10 +85,9 @@ class LatentSampler:
         steps: (n+1, T) int64 in 0 .. num_steps. Other arguments as `sample`'s. Returns (B, T, C, h, w), given
         frames as they came.
         """
-        path = self._path(x.device)
         fraction = torch.as_tensor(context_noise, dtype=torch.float64, device=x.device)
         context = self.schedule.at(fraction.expand(given.shape), torch.float32)
-        levels = path[steps][:, None].expand(len(steps), *given.shape)
+        levels = self._path[steps][:, None].expand(len(steps), *given.shape)
         levels = NoiseLevel.where(given, context, levels)
         mask = append_dims(given, x.ndim)
         clean = isinstance(context_noise, float) and context_noise == 0  # a tensor is not looked at: it may be on a GPU
@@ -108,6 +107,7 @@ class LatentSampler:
             lambda: self.noise(f"{name}history", like), self.sampling.guidance,
         )  # fmt: skip
 
-    def _path(self, device: torch.device) -> NoiseLevel:
+    @cached_property
+    def _path(self) -> NoiseLevel:
         """(num_steps + 1,) levels, from the noisiest to clean."""
-        return self.schedule.path(self.num_steps, self.sampling.spacing, device)
+        return self.schedule.path(self.num_steps, self.sampling.spacing, self.draws.device)

@@ -123,17 +123,17 @@ class Predictor:
         """
         count = ClipCount()
         watch = _both(count if self.log else None, callback)
-        self._check(frames, self.context_frames, num_frames)
-        batch, draws = self._rows(frames, trajectories, draws)
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, watch)
-        latents, pieces, frame_range = [], [], []
-        for window, decoded in self._windows(sampler, batch, num_frames, options):
+        sampler, pieces = self._rollout(
+            frames, num_frames, seed, trajectories, options, num_inference_steps, watch, draws, purpose
+        )
+        latents, rows, frame_range = [], [], []
+        for window, decoded in pieces:
             latents.append(window)
-            pieces.append(to_uint8(decoded))
+            rows.append(to_uint8(decoded))
             frame_range += [decoded.min(), decoded.max()]
         if self.log:
             self._write_log(count, sampler.num_steps, torch.cat(latents, dim=1), torch.stack(frame_range))
-        return _leading_axes(torch.cat(pieces, dim=1), frames, trajectories)
+        return _leading_axes(torch.cat(rows, dim=1), frames, trajectories)
 
     @torch.no_grad()
     def rollout(
@@ -167,10 +167,10 @@ class Predictor:
             UserError: wrong type or size, or too few frames.
             NotFiniteError (a UserError): a prediction that is not finite.
         """
-        self._check(frames, self.context_frames, num_frames)
-        batch, draws = self._rows(frames, trajectories, draws)
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
-        for _, decoded in self._windows(sampler, batch, num_frames, options):
+        _, pieces = self._rollout(
+            frames, num_frames, seed, trajectories, options, num_inference_steps, callback, draws, purpose
+        )
+        for _, decoded in pieces:
             yield _leading_axes(to_uint8(decoded), frames, trajectories)
 
     @torch.no_grad()
@@ -202,7 +202,7 @@ class Predictor:
         """
         self._check(frames, 1, 1)
         batch, draws = self._rows(frames, trajectories, draws)
-        rows, length = batch.shape[:2]
+        length = batch.shape[1]
         copies = trajectories or 1
         given = _per_clip(given.bool(), "given", frames).repeat_interleave(copies, 0).to(batch.device)
         times = torch.arange(float(length)) if frame_times is None else frame_times.float()
@@ -215,6 +215,24 @@ class Predictor:
         )
         filled = torch.where(mask, batch, to_uint8(self._decoded(sampled)).to(batch.device))
         return _leading_axes(filled, frames, trajectories)
+
+    def _rollout(
+        self,
+        frames: Tensor,
+        num_frames: int,
+        seed: int,
+        trajectories: Optional[int],
+        options: RolloutOptions,
+        num_inference_steps: Optional[int],
+        callback: Optional[Callback],
+        draws: Optional[Tensor],
+        purpose: str,
+    ) -> tuple[LatentSampler, Iterator[tuple[Tensor, Tensor]]]:
+        """The sampler, and (latents, decoded frames) of each piece; bad arguments are refused here."""
+        self._check(frames, self.context_frames, num_frames)
+        batch, draws = self._rows(frames, trajectories, draws)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        return sampler, self._windows(sampler, batch, num_frames, options)
 
     def _rows(
         self, frames: Tensor, trajectories: Optional[int], draws: Optional[Tensor]

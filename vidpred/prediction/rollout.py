@@ -19,7 +19,7 @@ from typing import Callable, Iterator, Literal, Optional
 import torch
 from torch import Tensor
 
-from vidpred.errors import UserError, require
+from vidpred.errors import require
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class RolloutOptions:
         require(self.overlap is None or self.overlap >= 1, f"rollout overlap: {self.overlap} must be 1 or more")
         require(0 <= self.stabilization < 1, f"rollout stabilization: {self.stabilization} must be in [0, 1)")
         require(self.stride >= 2, f"rollout stride: {self.stride} must be 2 or more; use sliding windows instead")
+
+    def known_frames(self, context: Tensor, window_frames: int) -> int:
+        """Known frames of every window but the first, after `context` (B, K, ...). Raises UserError."""
+        known = self.overlap or context.shape[1]
+        require(
+            known < window_frames,
+            f"rollout overlap: {known} leaves no frame to predict in windows of {window_frames}; lower it",
+        )
+        return known
 
 
 @dataclass(frozen=True)
@@ -80,21 +89,23 @@ class History:
         self.latents = torch.cat([self.latents, latents], dim=1)[:, -self._kept :]
         self.noise = torch.cat([self.noise, noise])[-self._kept :]
 
-    def window(self, new_times: Tensor, number: int, given_after: Optional[Tensor] = None) -> Window:
-        """The known frames at times -(K-1) .. 0, then unknown ones at `new_times` (n,) > 0; `given_after`
-        (B, 1, C, h, w) is a predicted frame that is given at the last of these times."""
-        known, new = len(self), len(new_times)
-        unknown = self.latents.new_zeros(len(self.latents), new, *self.latents.shape[2:])
+    def window(
+        self, new_times: Tensor, number: int, given_after: Optional[Tensor] = None, most: Optional[int] = None
+    ) -> Window:
+        """The known frames, or the last `most` of them, at times -(K-1) .. 0, then unknown ones at `new_times` (n,)
+        > 0; `given_after` (B, 1, C, h, w) is a predicted frame that is given at the last of these times."""
+        known, new = min(len(self), most or len(self)), len(new_times)
+        latents = self.latents[:, -known:]
+        unknown = latents.new_zeros(len(latents), new, *latents.shape[2:])
         noise = new_times.new_full((new,), self._stabilization)
-        given = torch.zeros(known + new, dtype=torch.bool, device=self.latents.device)
+        given = torch.zeros(known + new, dtype=torch.bool, device=latents.device)
         given[:known] = True
         if given_after is not None:
             unknown[:, -1:], given[-1] = given_after, True
         times = torch.cat([torch.arange(1.0 - known, 1.0, device=new_times.device), new_times])
         return Window(
-            torch.cat([self.latents, unknown], dim=1), given, times - times[0],
-            torch.cat([self.noise, noise]), number,
-        )  # fmt: skip
+            torch.cat([latents, unknown], dim=1), given, times - times[0], torch.cat([self.noise[-known:], noise]), number
+        )
 
 
 def slide(
@@ -104,11 +115,7 @@ def slide(
 
     The last window is sampled at full length too, because that is what the network knows, and then cut.
     """
-    overlap = options.overlap or context.shape[1]
-    require(
-        overlap < window_frames,
-        f"rollout overlap: {overlap} leaves no frame to predict in windows of {window_frames}; lower it",
-    )
+    overlap = options.known_frames(context, window_frames)
     history, done, number = History(context, overlap, options.stabilization), 0, 0
     while done < num_frames:
         known = len(history)
@@ -123,8 +130,13 @@ def keyframes_first(
     sample: SampleWindow, context: Tensor, num_frames: int, window_frames: int, options: RolloutOptions
 ) -> Iterator[Tensor]:
     """Yields predicted latents (B, n, C, h, w), `num_frames` in all; arguments as `slide`'s."""
-    overlap, stride = options.overlap or context.shape[1], options.stride
+    stride, overlap = options.stride, options.known_frames(context, window_frames)
+    require(
+        stride < window_frames,
+        f"rollout stride: {stride} frames from one keyframe to the next do not fit windows of {window_frames}; lower it",
+    )
     history, done, number = History(context, overlap, options.stabilization), 0, 0
+    between = torch.arange(1.0, stride + 1, device=context.device)
     while done < num_frames:
         known = len(history)
         ahead = min(window_frames - known, -(-(num_frames - done) // stride))
@@ -133,8 +145,9 @@ def keyframes_first(
         number += 1
         for place in range(ahead):
             keyframe = keyframes[:, place : place + 1]
-            between = torch.arange(1.0, stride + 1, device=context.device)
-            gap = sample(history.window(between, number, given_after=keyframe))[:, len(history) :]
+            # As much history as a window of a training clip's length has room for.
+            window = history.window(between, number, given_after=keyframe, most=window_frames - stride)
+            gap = sample(window)[:, -stride:]
             history.append(gap)
             yield gap[:, : num_frames - done]
             done, number = done + stride, number + 1
@@ -164,19 +177,22 @@ def pyramid(
         noise: number of a predicted frame -> pure noise (B, 1, C, h, w).
         num_steps: S.
     """
-    overlap = options.overlap or context.shape[1]
-    history, unknown = History(context, overlap, options.stabilization), window_frames - overlap
+    overlap = options.known_frames(context, window_frames)
+    # Not one frame more than `overlap`, also in the first window: its unknown frames stay as many as later.
+    history = History(context[:, -overlap:], overlap, options.stabilization)
+    unknown = window_frames - overlap
     lag = -(-num_steps // unknown)
     x = torch.cat([noise(frame) for frame in range(unknown)], dim=1)
-    due = -lag * torch.arange(unknown, device=context.device)  # steps of each frame that are due by now
+    # Counted on the CPU: how long a walk is must not be asked of a GPU, which would wait for all its work.
+    due = -lag * torch.arange(unknown)  # steps of each frame that are due by now
     for frame in range(num_frames):
         known = len(history)
         window = history.window(torch.arange(1.0, unknown + 1, device=context.device), frame)
         window.latents[:, known:] = x
-        ticks = torch.arange(num_steps - int(due[0]) + 1, device=context.device)
+        ticks = torch.arange(num_steps - int(due[0]) + 1)
         steps = (due + ticks[:, None]).clamp(0, num_steps)  # (n+1, U)
         steps = torch.cat([steps.new_full((len(steps), known), num_steps), steps], dim=1)
-        x = advance(window, steps)[:, known:]
+        x = advance(window, steps.to(context.device))[:, known:]
         yield x[:, :1]
         history.append(x[:, :1])
         x = torch.cat([x[:, 1:], noise(frame + unknown)], dim=1)

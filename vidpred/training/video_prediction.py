@@ -32,8 +32,8 @@ from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import DenoisingLoss
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
-from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.evaluation import ClipSample, Evaluation
+from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.prediction import ClipCount, Predictor
 from vidpred.training.averages import Averages
 from vidpred.training.task import Findings, TaskLoss
@@ -101,10 +101,6 @@ class _LatentClips:
     draws: Tensor
     valid: Tensor
 
-    @property
-    def given(self) -> Tensor:
-        return self.roles == GIVEN
-
 
 class VideoPredictionTask:
     """See `vidpred.training.task.Task` for what each method is to the trainer.
@@ -143,6 +139,7 @@ class VideoPredictionTask:
         self._open_loader = open_loader
         self._validation, self._evaluate_predictor = validation, evaluate
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
+        self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
         self._show_training_clips = show_training_clips
         self._quarantined: dict[str, str] = {}
         self._loader: ClipLoader | None = None
@@ -197,12 +194,11 @@ class VideoPredictionTask:
     def _levels(self, u: Tensor, draws: Tensor, roles: Tensor, purpose: str) -> NoiseLevel:
         """(B, T): unknown frames at the level of the clip's u (B,) in [0, 1), free ones each at its own, which
         is drawn for `purpose`; given ones clean, hidden ones pure noise."""
-        schedule = self._predictor.schedule
         level = self._distribution(u[:, None])
         if "diffusion_forcing" in self._conditioning.mixture():
             own = random_streams.uniform(self._seed, purpose, draws, tuple(roles.shape[1:]))
             level = NoiseLevel.where(roles == FREE, self._distribution(own), level)
-        level = NoiseLevel.where(roles == HIDDEN, schedule.at(torch.ones_like(u[:1, None])), level)
+        level = NoiseLevel.where(roles == HIDDEN, self._pure_noise, level)
         return NoiseLevel.where(roles == GIVEN, NoiseLevel.clean((1, 1), roles.device), level)
 
     def _denoising_loss(
@@ -214,13 +210,13 @@ class VideoPredictionTask:
         purpose: str,
         report: bool = False,
     ) -> DenoisingLoss:
-        """The loss with noise drawn for `purpose`; `batch` has roles, given, frame_times and draws."""
+        """The loss with noise drawn for `purpose`; `batch` has roles, frame_times and draws."""
         noise = random_streams.normal(
             self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device
         )
         denoiser = self._predictor.denoiser.with_network(network)
         result = denoiser.loss(
-            latents, noise, level, batch.given, batch.frame_times, scored=is_scored(batch.roles)
+            latents, noise, level, batch.roles == GIVEN, batch.frame_times, scored=is_scored(batch.roles)
         )
         if report:
             range_checks.report("x_t", add_noise(latents, noise, level))
@@ -364,14 +360,21 @@ class VideoPredictionTask:
         return {"calibration": self._predictor.calibration.state_dict()}
 
     def state(self) -> dict[str, Any]:
-        """`quarantined`: clips that could not be used, by name, with the reason; of all ranks."""
+        """`quarantined`: clips that could not be used, by name, with the reason; of all ranks. `substitute`: what is
+        trained on instead of data that are not there."""
         mine = dict(self._loader.quarantined) if self._loader else self._quarantined
         merged: dict[str, str] = {}
         for share in distributed.gather_objects(mine):
             merged |= share
-        return {"quarantined": merged}
+        return {"quarantined": merged, "substitute": self._validation.dataset.substitute}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        before, now = state.get("substitute"), self._validation.dataset.substitute
+        if before != now:
+            raise UserError(
+                f"data.root: the run was trained on {before or 'the real data'}, and there are {now or 'real data'} "
+                "now; give the old folder to go on, or another --name for a new run"
+            )
         self._quarantined = dict(state["quarantined"])
 
 
