@@ -18,6 +18,7 @@ from vidpred.configuration import load_config
 from vidpred.data import build_dataset
 from vidpred.diagnosis import compare_samplers, sampler_lines, subject_from_checkpoint, validation_clips
 from vidpred.diagnosis import sampler_comparison as module
+from vidpred.diagnosis.sampler_report import STYLES
 from vidpred.diffusion import SAMPLERS
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig, evaluate, student_t
@@ -364,6 +365,10 @@ def test_bad_options_are_one_line(run, run_tool, arguments, message):
     code, _, errors = run_tool(*arguments, cwd=run.parents[1])
     assert code == 2 and len(errors) == 1 and message in errors[0], errors
     assert errors[0].startswith("error: ")
+
+
+def test_the_plot_knows_every_sampler():
+    assert list(STYLES) == list(SAMPLERS)
 
 
 def test_help(run_tool, tmp_path):

@@ -7,7 +7,17 @@ from vidpred.diagnosis.sampler_comparison import SamplerComparison, SamplerRow
 from vidpred.diffusion import SAMPLERS
 from vidpred.evaluation import ROWS, Summary
 
-MARKERS = "osD^vPX*"
+# Marker, its size, and the line: of two that coincide, as ddim and euler do, both are seen.
+STYLES = {
+    "ddim": ("o", 11, "-"),
+    "ddpm": ("s", 9, "-"),
+    "euler": ("D", 5, "--"),
+    "heun": ("^", 6, "-"),
+    "dpmpp_2m": ("v", 6, "-"),
+    "pndm": ("P", 6, "-"),
+    "unipc": ("X", 6, "-"),
+    "dpmpp_sde": ("*", 6, "--"),
+}
 
 
 def sampler_lines(comparison: SamplerComparison) -> Iterator[str]:
@@ -97,13 +107,24 @@ def _plot_rows(
 ) -> None:
     """A line for each sampler, with 95 % intervals or without."""
     for name, rows in comparison.by_sampler().items():
-        number = SAMPLERS.index(name)  # a sampler always has the same colour
         summaries = [value(row) for row in rows]
-        heights = [summary.mean for summary in summaries]
-        style = dict(marker=MARKERS[number], markersize=5, linewidth=1.3, color=f"C{number}", label=name)
-        if intervals:
-            style["yerr"] = [summary.ci95 or 0 for summary in summaries]
-        axes.errorbar([place(row) for row in rows], heights, capsize=2, elinewidth=0.8, **style)
+        marker, size, line = STYLES[name]
+        axes.errorbar(
+            [place(row) for row in rows],
+            [summary.mean for summary in summaries],
+            [summary.ci95 or 0 for summary in summaries] if intervals else None,
+            marker=marker,
+            markersize=size,
+            linestyle=line,
+            linewidth=1.5,
+            elinewidth=1,
+            capsize=size / 2,
+            color=f"C{SAMPLERS.index(name)}",  # always the same
+            label=name,
+        )
+    own = comparison.configured
+    ring = dict(marker="o", markersize=16, markerfacecolor="none", markeredgecolor="black", linestyle="")
+    axes.plot([place(own)], [value(own).mean], label="the model's own", **ring)
 
 
 def _plot_references(axes: Any, comparison: SamplerComparison) -> None:
