@@ -138,6 +138,81 @@ def test_video_folder_gives_the_window_that_the_generator_chose(tmp_path):
     assert [numbers(dataset.fixed_clip(0, window))[0] for window in range(6)] == [0, 5, 10, 15, 20, 25]
 
 
+def test_the_draws_of_a_clip_without_varying_strides(tmp_path):
+    """In this order, and no others: training goes on where an earlier version of the code stopped."""
+    write_video(tmp_path / "videos" / "one.mp4", numbered_frames(30))
+    options = dict(root=str(tmp_path / "videos"), num_frames=5, height=40, width=40, crop="random", flip=True)
+    for strides in ({}, {"max_frame_stride": 1}):
+        dataset = build_dataset(VideoFolderConfig(**options, **strides, **NO_SPLIT), "train", 0)
+        for draw in range(5):
+            used, expected = (host_generator(0, "clip", draw) for _ in range(2))
+            dataset.clip(0, used)
+            for room in (26, 1, 17):  # places of the window in time, down and across (48 of 64 pixels)
+                expected.integers(room)
+            expected.random()  # mirrored or not
+            assert used.random() == expected.random()
+
+
+VARYING = dict(num_frames=3, frame_stride=2, max_frame_stride=5)
+
+
+def make_videos(root):
+    write_video(root / "long.mp4", numbered_frames(24))
+    write_video(root / "short.mp4", numbered_frames(8))
+    return VideoFolderConfig(root=str(root), height=48, width=64, **VARYING, **NO_SPLIT)
+
+
+def make_folders(root):
+    write_pictures(root / "long", numbered_frames(24))
+    write_pictures(root / "short", numbered_frames(8))
+    return frame_config(root, **VARYING)
+
+
+def make_arrays(root):
+    root.mkdir()
+    save_array(root / "long.npy", numbered_frames(24))
+    save_array(root / "short.npy", numbered_frames(8))
+    return array_config(root, **VARYING)
+
+
+@pytest.mark.parametrize("make", [make_videos, make_folders, make_arrays])
+def test_training_clips_vary_in_stride_and_tell_it_by_their_times(tmp_path, make):
+    """24 frames hold all strides from 2 to 5, 8 frames hold 2 and 3."""
+    dataset = build_dataset(make(tmp_path / "root"), "train", 0)
+    for item, possible in ((0, {2, 3, 4, 5}), (1, {2, 3})):
+        seen, starts = [], set()
+        for draw in range(60):
+            clip = dataset.clip(item, host_generator(0, "clip", draw))
+            first, second, third = numbers(clip)
+            assert second - first == third - second
+            assert clip.frame_times.tolist() == [0, (second - first) / 2, second - first]
+            seen.append(second - first)
+            starts.add((first, second - first))
+        assert set(seen) == possible
+        share = 1 / len(possible)
+        counts = [seen.count(stride) / 60 for stride in possible]
+        assert np.abs(np.array(counts) - share).max() < 4 * np.sqrt(share * (1 - share) / 60)
+        assert len(starts) > (20 if item == 0 else 4)
+        fixed = dataset.clip(item, None)
+        assert numbers(fixed) == [0, 2, 4] and fixed.frame_times.tolist() == [0, 1, 2]
+        assert [numbers(dataset.fixed_clip(item, n))[0] for n in range(dataset.num_windows(item))] == (
+            [0, 5, 10, 15] if item == 0 else [0]
+        )
+    one, other = (dataset.clip(0, host_generator(0, "clip", 7)) for _ in range(2))
+    assert one.frames.equal(other.frames) and one.frame_times.equal(other.frame_times)
+
+
+def test_shapes_vary_in_stride_as_far_as_their_files_go():
+    """8 of 24 frames: strides 1, 2 and 3."""
+    config = small_shapes(clip_frames=24, max_frame_stride=4)
+    train, val = (build_dataset(config, split, 0) for split in ("train", "val"))
+    clips = [train.clip(draw % 6, host_generator(0, "clip", draw)) for draw in range(30)]
+    assert {clip.frame_times[1].item() for clip in clips} == {1, 2, 3}
+    assert all(torch.equal(clip.frame_times, clip.frame_times[1] * torch.arange(8)) for clip in clips)
+    assert val.clip(0, None).frame_times.tolist() == list(range(8))
+    assert shapes.shapes_folder(config) == shapes.shapes_folder(small_shapes(clip_frames=24))
+
+
 def test_selection_works_from_the_files(tmp_path):
     frames = np.concatenate([numbered_frames(20), np.full((20, 48, 64, 3), 128, dtype=np.uint8)])
     write_video(tmp_path / "videos" / "half.mp4", frames)

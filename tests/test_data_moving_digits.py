@@ -144,10 +144,12 @@ def test_no_million_shapes_are_rendered(monkeypatch):
         return MovingDigits(MovingDigitsConfig(), split, None)
 
     monkeypatch.setattr("vidpred.data.moving_digits.build_shapes", build_shapes)
-    build_dataset(MovingDigitsConfig(num_frames=15, num_digits=3, render_seed=7), "train", 0)
+    options = dict(num_frames=15, num_digits=3, render_seed=7, max_frame_stride=3)
+    build_dataset(MovingDigitsConfig(**options), "train", 0)
     (config,) = asked
     assert (config.num_clips, config.num_val_clips, config.num_shapes) == (640, 64, 3)
     assert (config.height, config.width, config.num_frames, config.render_seed) == (64, 64, 15, 7)
+    assert (config.max_frame_stride, config.clip_frames) == (3, 14 * 3 + 1)
 
 
 # Motion ----------------------------------------------------------------------------------------------------
@@ -225,6 +227,37 @@ def test_longer_clips_go_on_as_shorter_ones_began_and_strides_skip(root):
     assert np.array_equal(long.positions[::3], skipping.positions)
     alone = digit_tracks(small(root, num_digits=1), "val", 3)
     assert np.array_equal(alone.positions[:, 0], short.positions[:, 0]) and alone.labels[0] == short.labels[0]
+
+
+def test_training_clips_vary_in_stride_and_tell_it_by_their_times(root):
+    """From 2 to 5: each clip is that of every so-manyth frame of the same track."""
+    config = small(root, num_frames=3, frame_stride=2, max_frame_stride=5)
+    dataset, plain = build_dataset(config, "train", 0), build_dataset(small(root, num_frames=11), "train", 0)
+    seen = []
+    for draw in range(60):
+        clip = dataset.clip(draw % 4, host_generator(0, "clip", draw))
+        stride = round(clip.frame_times[1].item() * 2)
+        assert clip.frame_times.tolist() == [0, stride / 2, stride]
+        assert clip.frame_times.dtype == torch.float32
+        assert clip.frames.equal(plain.clip(draw % 4, None).frames[: 2 * stride + 1 : stride])
+        tracks = digit_tracks(config, "train", draw % 4, stride).positions
+        every = digit_tracks(small(root, num_frames=11), "train", draw % 4).positions
+        assert np.array_equal(tracks, every[: 2 * stride + 1 : stride])
+        seen.append(stride)
+    assert set(seen) == {2, 3, 4, 5} and min(seen.count(stride) for stride in set(seen)) > 5
+    one, other = (dataset.clip(1, host_generator(0, "clip", 7)) for _ in range(2))
+    assert one.frames.equal(other.frames) and one.frame_times.equal(other.frame_times)
+    fixed = dataset.clip(1, None)
+    assert fixed.frame_times.tolist() == [0, 1, 2] and fixed.frames.equal(plain.clip(1, None).frames[:5:2])
+
+
+@pytest.mark.parametrize("strides", [{}, {"frame_stride": 2, "max_frame_stride": 2}])
+def test_without_varying_strides_nothing_is_drawn(root, strides):
+    generator = host_generator(0, "clip", 0)
+    dataset = build_dataset(small(root, **strides), "train", 0)
+    clip = dataset.clip(3, generator)
+    assert generator.random() == host_generator(0, "clip", 0).random()
+    assert clip.frames.equal(dataset.clip(3, None).frames) and clip.frame_times.tolist() == list(range(8))
 
 
 # Pictures --------------------------------------------------------------------------------------------------
@@ -314,6 +347,7 @@ def test_workers_deliver_the_same_clips(root):
     "changes, message",
     [
         ({"fps": 8.0}, "data.fps"),
+        ({"frame_stride": 2, "max_frame_stride": 1}, "data.max_frame_stride: 1 is below frame_stride 2"),
         ({"flip": True}, "data.flip"),
         ({"min_motion": 1.0}, "data.min_motion"),
         ({"max_cut": 30.0}, "data.max_cut"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vidpred.data import ClipConfig, ClipError
-from vidpred.data.selection import ClipRejected, allowed_starts, disjoint_starts
+from vidpred.data.selection import ClipRejected, allowed_starts, disjoint_starts, starts_by_stride
 from vidpred.data.sources import Source, window, window_starts
 from vidpred.data.transforms import crop_window, decoding_size, transform
 from vidpred.errors import UserError
@@ -63,6 +63,59 @@ def test_disjoint_windows_have_no_frame_in_common():
 def test_a_rate_above_the_sources_is_refused():
     with pytest.raises(ClipError, match="10 frames per second are fewer than data.fps 24"):
         window_starts(source(fps=10.0), ClipConfig(num_frames=2, fps=24.0))
+
+
+def test_windows_of_another_stride_say_so_by_their_times():
+    config = ClipConfig(num_frames=4, frame_stride=2, max_frame_stride=5)
+    indices, times = window(source(), config, 1, stride=5)
+    assert indices.tolist() == [1, 6, 11, 16] and times.tolist() == [0, 2.5, 5, 7.5]
+    assert times.dtype == np.float32 and window_starts(source(), config, 5).tolist() == list(range(5))
+    indices, times = window(source(), config, 1)
+    assert indices.tolist() == [1, 3, 5, 7] and times.tolist() == [0, 1, 2, 3] and times.dtype == np.float32
+    assert disjoint_starts(source(), config).tolist() == [0, 7]  # fixed clips keep frame_stride
+
+
+def test_strides_are_those_that_the_source_is_long_enough_for():
+    config = ClipConfig(num_frames=4, frame_stride=2, max_frame_stride=6)
+
+    def counts(frames):
+        return {stride: len(starts) for stride, starts in starts_by_stride(source(frames), config).items()}
+
+    assert counts(20) == {2: 14, 3: 11, 4: 8, 5: 5, 6: 2}
+    assert counts(14) == {2: 8, 3: 5, 4: 2} and counts(7) == {2: 1}
+    with pytest.raises(ClipError, match="too short: 6 frames, a clip of 4 at stride 2 needs 7"):
+        counts(6)
+    assert list(starts_by_stride(source(), ClipConfig(num_frames=4, frame_stride=2))) == [2]
+    assert list(starts_by_stride(source(), ClipConfig(num_frames=4, fps=5.0))) == [1]
+
+
+def test_selection_is_of_the_frames_that_a_stride_takes():
+    cut = source(20, changes=tuple([5.0] * 6 + [90.0] + [5.0] * 12))  # between frames 6 and 7
+    found = starts_by_stride(cut, ClipConfig(num_frames=4, max_frame_stride=6, max_cut=30))
+    assert {stride: starts.tolist() for stride, starts in found.items()} == {
+        1: [*range(4), *range(7, 17)],
+        2: [0, *range(7, 14)],
+        3: [*range(7, 11)],
+        4: [7],
+    }
+    late = source(20, changes=tuple([0.0] * 9 + [8.0] * 10))  # still until frame 9
+    found = starts_by_stride(late, ClipConfig(num_frames=4, max_frame_stride=6, min_motion=4))
+    firsts = {stride: int(starts[0]) for stride, starts in found.items()}
+    assert firsts == {1: 8, 2: 6, 3: 5, 4: 3, 5: 2, 6: 0}
+    with pytest.raises(ClipRejected, match="no window moves"):
+        starts_by_stride(late, ClipConfig(num_frames=4, max_frame_stride=6, min_motion=9))
+
+
+def test_random_changes_are_selected_as_their_definition_says():
+    changes = np.random.default_rng(0).exponential(4, 29)
+    config = ClipConfig(num_frames=3, max_frame_stride=9, min_motion=3.5, max_cut=13)
+    expected = {}
+    for stride in range(1, 10):
+        spans = {start: changes[start : start + 2 * stride] for start in range(30 - 2 * stride)}
+        kept = [start for start, span in spans.items() if span.max() <= 13 and span.mean() >= 3.5]
+        expected |= {stride: kept} if kept else {}
+    found = starts_by_stride(source(30, changes=tuple(changes)), config)
+    assert {stride: starts.tolist() for stride, starts in found.items()} == expected and len(expected) > 3
 
 
 def test_one_frame_clips():
@@ -153,6 +206,9 @@ def test_resizing_keeps_a_ramp_a_ramp_and_does_not_alias():
         ({"num_frames": 0}, "data.num_frames"),
         ({"fps": 8.0, "frame_stride": 2}, "data.fps: set either fps or frame_stride"),
         ({"fps": -1.0}, "data.fps"),
+        ({"fps": 8.0, "max_frame_stride": 2}, "data.max_frame_stride: set either fps or max_frame_stride"),
+        ({"max_frame_stride": 0}, "data.max_frame_stride: 0 is below frame_stride 1; set"),
+        ({"frame_stride": 3, "max_frame_stride": 2}, "data.max_frame_stride: 2 is below frame_stride 3"),
         ({"crop": "left"}, "data.crop: 'left' is not known"),
         ({"num_workers": -1}, "data.num_workers"),
         ({"max_bad_fraction": 2.0}, "data.max_bad_fraction"),

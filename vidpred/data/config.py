@@ -33,6 +33,9 @@ class ClipConfig:
     """Width of a clip in pixels, after cropping and resizing."""
     frame_stride: int = 1
     """Take every so-manyth frame of the source. Used where fps is not set."""
+    max_frame_stride: Optional[int] = None
+    """Where set, the stride of a training clip is drawn from frame_stride to this one, as far as its source is
+    long enough, and the network is told by the times of the frames. Evaluation keeps frame_stride."""
     fps: Optional[float] = None
     """Take frames at this rate, by time, from sources that are not slower. Not set: frame_stride."""
     crop: Literal["center", "random", "none"] = "center"
@@ -61,6 +64,13 @@ class ClipConfig:
         )
         require(self.fps is None or self.fps > 0, "fps", f"{self.fps} is not possible; set a positive rate")
         require(self.fps is None or self.frame_stride == 1, "fps", "set either fps or frame_stride, not both")
+        largest, strides = self.max_frame_stride, "max_frame_stride"
+        require(largest is None or self.fps is None, strides, "set either fps or max_frame_stride, not both")
+        require(
+            largest is None or largest >= self.frame_stride,
+            strides,
+            f"{largest} is below frame_stride {self.frame_stride}; set at least that, or leave it unset",
+        )
         crops = ("center", "random", "none")
         require(self.crop in crops, "crop", f"'{self.crop}' is not known; choose one of {', '.join(crops)}")
         require(self.num_workers >= 0, "num_workers", f"{self.num_workers} is not possible; set 0 or more")
@@ -69,6 +79,11 @@ class ClipConfig:
         )
         fraction = self.max_bad_fraction
         require(0 <= fraction <= 1, "max_bad_fraction", f"{fraction} is not a fraction; set 0 to 1")
+
+    @property
+    def strides(self) -> range:
+        """The strides that training clips may have, frame_stride first."""
+        return range(self.frame_stride, (self.max_frame_stride or self.frame_stride) + 1)
 
 
 @dataclass

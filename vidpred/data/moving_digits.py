@@ -175,27 +175,32 @@ class DigitTracks(NamedTuple):
     positions: np.ndarray  # (T, n, 2) int64: (y, x) of the squares' upper left corners, in pixels
 
 
-def digit_tracks(config: MovingDigitsConfig, split: str, index: int) -> DigitTracks:
-    """What clip `index` of a split shows: of as many frames as the configuration has, at its stride.
+def digit_tracks(
+    config: MovingDigitsConfig, split: str, index: int, stride: Optional[int] = None
+) -> DigitTracks:
+    """What clip `index` of a split shows: of as many frames as the configuration has, at `stride` or its own.
 
     Of a configuration with more frames, the first ones are the same. Raises UserError where MNIST's files are
     missing or damaged.
     """
     digits = read_digits(config, split)
-    chosen, positions = _tracks(config, split, index, len(digits.labels))
+    chosen, positions = _tracks(config, split, index, len(digits.labels), stride or config.frame_stride)
     return DigitTracks(digits.labels[chosen].astype(np.int64), positions)
 
 
-def _tracks(config: MovingDigitsConfig, split: str, index: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(which of `count` digits (n,), their positions (T, n, 2)): of (render_seed, split, index) alone."""
-    frames = (config.num_frames - 1) * config.frame_stride + 1
+def _tracks(
+    config: MovingDigitsConfig, split: str, index: int, count: int, stride: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(which of `count` digits (n,), their positions (T, n, 2) at every `stride`-th frame): of (render_seed,
+    split, index) alone."""
+    frames = (config.num_frames - 1) * stride + 1
     room = np.array([config.height, config.width]) - config.side
     chosen, positions = [], []
     for number in range(config.num_digits):
         # A stream for each digit: longer clips go on as shorter ones began.
         generator = host_generator(config.render_seed, f"moving digits {split} {number}", index)
         chosen.append(generator.integers(count))
-        positions.append(_track(generator, frames, room, config.speed)[:: config.frame_stride])
+        positions.append(_track(generator, frames, room, config.speed)[::stride])
     return np.array(chosen), np.stack(positions, axis=1)
 
 
@@ -233,7 +238,7 @@ def _interpolation(size: int, wanted: int) -> np.ndarray:
 
 
 class MovingDigits(ClipDataset):
-    """Item `index` is one clip, rendered when it is asked for; its generator has nothing to decide."""
+    """Item `index` is one clip, rendered when it is asked for; its generator decides its stride alone."""
 
     def __init__(self, config: MovingDigitsConfig, split: str, digits: Digits):
         self.name = f"moving digits ({split})"
@@ -251,14 +256,16 @@ class MovingDigits(ClipDataset):
 
     def clip(self, index: int, generator: Optional[np.random.Generator]) -> Clip:
         config = self._config
-        chosen, positions = _tracks(config, self._split, index, len(self._digits.labels))
+        strides = config.strides if generator is not None else config.strides[:1]
+        stride = strides[int(generator.integers(len(strides)))] if len(strides) > 1 else strides[0]
+        chosen, positions = _tracks(config, self._split, index, len(self._digits.labels), stride)
         grey = np.zeros((config.num_frames, config.height, config.width), dtype=np.uint16)
         for digit, corners in zip(chosen, positions.swapaxes(0, 1).tolist()):
             picture = resize(self._digits.pictures[digit], config.side)
             for frame, (top, left) in zip(grey, corners):
                 frame[top : top + config.side, left : left + config.side] += picture
         frames = torch.from_numpy(np.minimum(grey, 255).astype(np.uint8))
-        times = torch.arange(config.num_frames, dtype=torch.float32)
+        times = torch.arange(config.num_frames, dtype=torch.float32) * stride / config.frame_stride
         return Clip(frames[:, None].expand(-1, 3, -1, -1), times, self.item_name(index))
 
 
@@ -295,7 +302,7 @@ def _tell_once(missing: str) -> None:
 def _shapes_instead(config: MovingDigitsConfig, split: str, seed: int) -> ClipDataset:
     """Moving shapes of the same size and length, one for each digit."""
     common = {field.name: getattr(config, field.name) for field in dataclasses.fields(ClipConfig)}
-    frames = (config.num_frames - 1) * config.frame_stride + 1
+    frames = (config.num_frames - 1) * config.strides[-1] + 1
     # Shapes are rendered into files, all of them at the first run.
     counts = {
         key: min(getattr(config, key), getattr(ShapesConfig, key))

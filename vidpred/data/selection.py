@@ -5,6 +5,8 @@ The scan measures changes[i], the mean absolute difference of 32x32 grey thumbna
 mean changes[a:b] < min_motion. Decided from the record alone: no clip is decoded to be thrown away.
 """
 
+from typing import Optional
+
 import numpy as np
 
 from vidpred.data.clips import ClipError
@@ -20,12 +22,15 @@ def needs_changes(config: ClipConfig) -> bool:
     return config.min_motion is not None or config.max_cut is not None
 
 
-def allowed_starts(source: Source, config: ClipConfig) -> np.ndarray:
-    """The frames at which a clip may begin, ascending. Raises ClipError (too short) or ClipRejected."""
-    starts = window_starts(source, config)
+def allowed_starts(source: Source, config: ClipConfig, stride: Optional[int] = None) -> np.ndarray:
+    """The frames at which a clip may begin, ascending. Raises ClipError (too short) or ClipRejected.
+
+    `stride` is another one than frame_stride.
+    """
+    starts = window_starts(source, config, stride)
     if source.changes is None or not needs_changes(config) or config.num_frames == 1:
         return starts
-    ends = _last_frames(source, config, starts)
+    ends = _last_frames(source, config, starts, stride)
     kept, reason = np.ones(len(starts), dtype=bool), ""
     changes = np.asarray(source.changes)
     if config.max_cut is not None:
@@ -43,6 +48,23 @@ def allowed_starts(source: Source, config: ClipConfig) -> np.ndarray:
     return starts[kept]
 
 
+def starts_by_stride(source: Source, config: ClipConfig) -> dict[int, np.ndarray]:
+    """stride -> the frames at which a clip of that stride may begin: of the configured strides those at which
+    the source has any such clip. Raises as `allowed_starts` does where it has none at all."""
+    found, reasons = {}, []
+    for stride in config.strides:
+        try:
+            found[stride] = allowed_starts(source, config, stride)
+        except ClipRejected as reason:
+            reasons.append(reason)
+        except ClipError as reason:
+            reasons.append(reason)
+            break  # too short for this stride, so for all larger ones
+    if not found:
+        raise reasons[0]
+    return found
+
+
 def disjoint_starts(source: Source, config: ClipConfig) -> np.ndarray:
     """Of the allowed starts those of clips without common frames, ascending, the first one first.
 
@@ -56,8 +78,10 @@ def disjoint_starts(source: Source, config: ClipConfig) -> np.ndarray:
     return starts[places]
 
 
-def _last_frames(source: Source, config: ClipConfig, starts: np.ndarray) -> np.ndarray:
+def _last_frames(
+    source: Source, config: ClipConfig, starts: np.ndarray, stride: Optional[int] = None
+) -> np.ndarray:
     if config.fps is None:
-        return starts + (config.num_frames - 1) * config.frame_stride
+        return starts + (config.num_frames - 1) * (stride or config.frame_stride)
     times = source.frame_times()
     return nearest_frames(times, times[starts] + (config.num_frames - 1) / config.fps)

@@ -8,7 +8,7 @@ import torch
 
 from vidpred.data.clips import Clip, ClipDataset, ClipError
 from vidpred.data.config import ClipConfig
-from vidpred.data.selection import allowed_starts, disjoint_starts
+from vidpred.data.selection import disjoint_starts, starts_by_stride
 from vidpred.data.sources import Source, window
 from vidpred.data.transforms import decoding_size, transform
 
@@ -38,9 +38,13 @@ class SourceDataset(ClipDataset):
         return self.sources[index].name
 
     def clip(self, index: int, generator: Optional[np.random.Generator]) -> Clip:
-        starts = allowed_starts(self.sources[index], self.config)
-        chosen = 0 if generator is None else int(generator.integers(len(starts)))
-        return self._cut(index, int(starts[chosen]), generator)
+        if generator is None:
+            return self.fixed_clip(index, 0)
+        possible = starts_by_stride(self.sources[index], self.config)
+        # Of one stride nothing is drawn: without max_frame_stride the other draws are what they always were.
+        chosen = int(generator.integers(len(possible))) if len(possible) > 1 else 0
+        stride, starts = list(possible.items())[chosen]
+        return self._cut(index, int(starts[generator.integers(len(starts))]), generator, stride)
 
     def num_windows(self, index: int) -> int:
         try:
@@ -51,9 +55,11 @@ class SourceDataset(ClipDataset):
     def fixed_clip(self, index: int, window: int) -> Clip:
         return self._cut(index, int(disjoint_starts(self.sources[index], self.config)[window]), None)
 
-    def _cut(self, index: int, start: int, generator: Optional[np.random.Generator]) -> Clip:
+    def _cut(
+        self, index: int, start: int, generator: Optional[np.random.Generator], stride: Optional[int] = None
+    ) -> Clip:
         source, config = self.sources[index], self.config
-        indices, times = window(source, config, start)
+        indices, times = window(source, config, start, stride)
         size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
         frames = self.read(source, indices, size)
         pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)

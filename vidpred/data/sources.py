@@ -61,15 +61,19 @@ class Source:
         return np.arange(self.frames) / self.fps
 
 
-def window_starts(source: Source, config: ClipConfig) -> np.ndarray:
-    """The frame indices at which a whole clip may begin, ascending. Raises ClipError where there is none."""
+def window_starts(source: Source, config: ClipConfig, stride: Optional[int] = None) -> np.ndarray:
+    """The frame indices at which a whole clip may begin, ascending. Raises ClipError where there is none.
+
+    `stride`, here and below, is another one than frame_stride.
+    """
     if config.fps is None:
-        span = (config.num_frames - 1) * config.frame_stride
+        stride = stride or config.frame_stride
+        span = (config.num_frames - 1) * stride
         starts = np.arange(max(0, source.frames - span))
         if len(starts) == 0:
-            stride = f" at stride {config.frame_stride}" if config.frame_stride > 1 else ""
+            at = f" at stride {stride}" if stride > 1 else ""
             raise ClipError(
-                f"too short: {source.frames} frames, a clip of {config.num_frames}{stride} needs {span + 1}"
+                f"too short: {source.frames} frames, a clip of {config.num_frames}{at} needs {span + 1}"
             )
         return starts
     times = source.frame_times()
@@ -85,15 +89,19 @@ def window_starts(source: Source, config: ClipConfig) -> np.ndarray:
     return starts
 
 
-def window(source: Source, config: ClipConfig, start: int) -> tuple[np.ndarray, np.ndarray]:
+def window(
+    source: Source, config: ClipConfig, start: int, stride: Optional[int] = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Frame indices (T,) of the clip that begins at `start`, and their times (T,) in frame intervals.
 
-    By stride the times are 0, 1, 2, ...; by rate they are those of the nearest frames that there are. A frame
-    that is taken more than once has the times at which it was wanted: no two times are equal.
+    An interval is frame_stride frames, so by stride the times are 0, 1, 2, ... times stride / frame_stride;
+    by rate they are those of the nearest frames that there are. A frame that is taken more than once has the
+    times at which it was wanted: no two times are equal.
     """
     steps = np.arange(config.num_frames)
     if config.fps is None:
-        return start + steps * config.frame_stride, steps.astype(np.float32)
+        taken = steps * (stride or config.frame_stride)
+        return start + taken, (taken / config.frame_stride).astype(np.float32)
     times = source.frame_times()
     indices = nearest_frames(times, times[start] + steps / config.fps)
     shown = (times[indices] - times[start]) * config.fps
