@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpred.autoencoders import PixelUnshuffleConfig, build_autoencoder
+from vidpred.conditioning import evaluation_roles
 from vidpred.data.clips import Clip, ClipDataset
 from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.distributed import process_group, rank
@@ -91,11 +92,15 @@ def make_predictor(denoiser: nn.Module, steps: int = 3) -> Predictor:
     )
 
 
-def run(denoiser: nn.Module, backbone: str | None, steps: int = 3, **options) -> Evaluation:
+def run(
+    denoiser: nn.Module, backbone: str | None, steps: int = 3, trajectories: int = 1, **options
+) -> Evaluation:
     config = EvaluationConfig(**{"batch_size": 2, "lpips_net": "none", **options})
     if backbone:
         config.lpips_net, config.lpips_weights = "squeeze", str(backbone)
-    return evaluate(make_predictor(denoiser, steps), Squares(), config, first_frames, seed=3)
+    roles = evaluation_roles(config.task, CONTEXT)
+    predictor = make_predictor(denoiser, steps)
+    return evaluate(predictor, Squares(), config, roles, seed=3, trajectories=trajectories)
 
 
 def plain(evaluation: Evaluation) -> dict:
@@ -106,7 +111,10 @@ def plain(evaluation: Evaluation) -> dict:
         for row, metrics in clip.scores.items()
         for metric, values in metrics.items()
     }
-    samples = {s.name: [int(x.sum()) for x in (s.context, s.truth, s.prediction)] for s in evaluation.samples}
+    samples = {
+        s.name: [s.given.tolist(), *(int(x.sum()) for x in (s.context, s.truth, s.prediction))]
+        for s in evaluation.samples
+    }
     return {"json": evaluation.to_json(), "rows": rows, "samples": samples, "table": evaluation.table()}
 
 
@@ -114,6 +122,7 @@ def main(folder: str, backbone: str) -> None:
     with process_group("cpu"):
         results = {
             "all": plain(run(NoiseDependent(), backbone)),
+            "infilling": plain(run(NoiseDependent(), None, task="infilling", trajectories=2)),
             "fewer clips than ranks": plain(run(NoiseDependent(), None, num_clips=2)),
         }
         try:

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from vidpred.conditioning import SCHEMES, ConditioningConfig, prediction_roles, training_roles
+from vidpred.conditioning import (
+    SCHEMES,
+    TASKS,
+    ConditioningConfig,
+    evaluation_roles,
+    prediction_roles,
+    trained_tasks,
+    training_roles,
+)
 from vidpred.errors import UserError
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
 
@@ -64,6 +72,44 @@ def test_a_dropped_history_is_hidden_as_a_whole():
     hidden = roles == HIDDEN
     assert {tuple(row) for row in hidden} == {(True,) * 3 + (False,) * 4, (False,) * 7}
     assert abs(hidden[:, 0].mean() - 0.1) < 0.02 and (roles[:, 3:] == UNKNOWN).all()
+
+
+@pytest.mark.parametrize(
+    "task, frames, expected",
+    [("prediction", 5, [1, 1, 0, 0, 0]), ("interpolation", 5, [1, 0, 0, 0, 1]),
+     ("interpolation", 3, [1, 0, 1]), ("unconditional", 5, [0, 0, 0, 0, 0])],
+)  # fmt: skip
+def test_tasks_give_the_first_frames_both_ends_or_none(task, frames, expected):
+    drawn = evaluation_roles(task, 2)(np.random.default_rng(0), frames)
+    assert drawn.dtype == np.uint8 and drawn.tolist() == [GIVEN if value else UNKNOWN for value in expected]
+
+
+@pytest.mark.parametrize("frames, given", [(2, 1), (3, 1), (4, 2), (7, 3), (16, 8)])
+def test_infilling_gives_any_half_as_many_in_every_clip(frames, given):
+    roles = evaluation_roles("infilling", 2)
+    drawn = np.stack([roles(np.random.default_rng(seed), frames) for seed in range(400)]) == GIVEN
+    assert (drawn.sum(axis=1) == given).all() and (np.abs(drawn.mean(axis=0) - given / frames) < 0.1).all()
+    again = np.stack([roles(np.random.default_rng(seed), frames) for seed in range(400)]) == GIVEN
+    assert np.array_equal(drawn, again)
+
+
+@pytest.mark.parametrize(
+    "changes, trained",
+    [(dict(scheme="prediction"), TASKS[:1]), (dict(scheme="random"), TASKS),
+     (dict(scheme="unconditional"), TASKS[3:]), (dict(scheme="diffusion_forcing"), (TASKS[0], TASKS[3])),
+     (dict(scheme="prediction", min_context_frames=0), (TASKS[0], TASKS[3])),
+     (dict(scheme={"prediction": 0.5, "unconditional": 0.5}), (TASKS[0], TASKS[3])),
+     (dict(scheme={"prediction": 1.0, "random": 0.0}), TASKS[:1]),
+     (dict(scheme="prediction", history_dropout=0.5), TASKS[:1])],  # what is hidden is not asked for
+)  # fmt: skip
+def test_a_task_is_trained_where_its_roles_are_drawn(changes, trained):
+    config = ConditioningConfig(context_frames=3, **changes)
+    assert trained_tasks(config) == trained
+    seen = {tuple(np.where(row == FREE, UNKNOWN, row)) for row in many(context_frames=3, **changes)}
+    for task in TASKS:
+        wanted = {tuple(evaluation_roles(task, 3)(np.random.default_rng(seed), FRAMES)) for seed in range(50)}
+        # More than one of many: the mask of prediction is one of those of infilling.
+        assert (len(seen & wanted) > len(wanted) / 2) == (task in trained), task
 
 
 @pytest.mark.parametrize(

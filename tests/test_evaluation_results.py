@@ -139,8 +139,10 @@ def test_rows_are_equal_on_one_and_three_processes(evaluation, backbone, tmp_pat
     run_torchrun(script, [tmp_path, backbone], nproc=3, timeout=240)
     ranks = [json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(3)]
     expected = json.loads(json.dumps(plain(evaluation)))
+    infilling = run(NoiseDependent(), None, task="infilling", trajectories=2)
     for result in ranks:
         assert result["all"] == expected
+        assert result["infilling"] == json.loads(json.dumps(plain(infilling)))
         assert result["fewer clips than ranks"]["json"]["protocol"]["clips"] == 2
         assert f"clip '{BROKEN}' (index 4)" in result["error"], "every rank raises what one of them met"
 

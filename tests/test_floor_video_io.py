@@ -181,6 +181,34 @@ def test_panels_without_truth_and_with_grey_odd_frames(tmp_path):
     assert len(read_frames(paths[2])[0]) == 5
 
 
+def test_panels_show_which_frames_were_given(tmp_path):
+    clip, prediction = moving_disc(5), moving_disc(5, step=(5, 2))
+    given = torch.tensor([False, True, False, False, True])
+    clips = clip[given], clip[~given], prediction[~given]
+    paths = save_clip_panels(tmp_path, "clip", *clips, fps=8, given=given.tolist())
+    for row, column, inner, border in tiles_of(picture(paths[0]), 3, 5, (128, 128)):
+        if row == 2 and given[column]:
+            assert border == video_io.NO_COLOUR
+            continue
+        assert border == (video_io.CONTEXT_COLOUR if given[column] else video_io.UNKNOWN_COLOUR)
+        if row < 2:
+            expected = clip if row == 0 or given[column] else prediction
+            assert (inner[::2, ::2].transpose(2, 0, 1) == expected[column].numpy()).all(), (row, column)
+    labels = [video_io._time_label(time, given.tolist()) for time in range(5)]
+    assert labels == ["+1", "context 2", "+1", "+2", "context 5"]
+    assert len(read_frames(paths[2])[0]) == 5
+    with pytest.raises(ValueError, match="given must be 2 of 5 frames, not 3 of 5"):
+        save_clip_panels(tmp_path, "clip", clip[given], None, prediction[~given], 8, (~given).tolist())
+
+
+def test_panels_of_a_clip_of_which_nothing_is_given(tmp_path):
+    clip = moving_disc(14)
+    paths = save_clip_panels(tmp_path, "clip", clip[:0], None, clip, 8, [False] * 14)
+    tiles = list(tiles_of(picture(paths[0]), 1, video_io.MAX_COLUMNS - 1, (128, 128)))
+    assert all(border == video_io.UNKNOWN_COLOUR for *_, border in tiles)
+    assert len(read_frames(paths[2])[0]) == 14
+
+
 def test_labels_fit_beside_their_rows(tmp_path):
     """There is ink in the label column and above each column, and it does not touch the tiles."""
     clip = moving_disc(4)

@@ -108,6 +108,17 @@ def test_motion_energy_closed_form():
     torch.testing.assert_close(motion_energy(frames), torch.tensor([0.1, 1.0]).double())
 
 
+def test_motion_energy_over_the_steps_that_count():
+    """Levels 0, 51, 51, 255, 0: steps of 0.2, 0, 0.8 and 1."""
+    frames = torch.tensor([0, 51, 51, 255, 0]).byte()[None, :, None, None, None].expand(2, 5, 3, 4, 4)
+    counted = torch.tensor([[True, False, False, False], [False, True, True, False]])
+    torch.testing.assert_close(motion_energy(frames, counted), torch.tensor([0.2, 0.4]).double())
+    noise = clips(3, 6, 3, 8, 8)
+    later = (torch.arange(5) >= 2).expand(3, 5)
+    assert torch.equal(motion_energy(noise, later), motion_energy(noise[:, 2:]))
+    assert torch.equal(motion_energy(noise, later | True), motion_energy(noise))
+
+
 def test_motion_energy_of_a_frozen_clip_is_zero_and_one_frame_is_refused():
     assert motion_energy(clips(1, 1, 3, 4, 4).expand(1, 5, 3, 4, 4)).item() == 0
     with pytest.raises(ValueError, match="two frames"):

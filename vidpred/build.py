@@ -14,7 +14,7 @@ import yaml
 from vidpred import distributed, random_streams, range_checks
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
-from vidpred.conditioning import prediction_roles, training_roles
+from vidpred.conditioning import evaluation_roles, trained_tasks, training_roles
 from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
@@ -84,6 +84,10 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
     logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
     roles = training_roles(config.conditioning)
+    evaluated = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)
+    if config.evaluation.task not in trained_tasks(config.conditioning):
+        scheme = config.conditioning.scheme
+        logger.warning("evaluation.task: %s, which conditioning.scheme %s does not train", config.evaluation.task, scheme)
     if checkpoint is None:
         calibration = calibrate(config, train_clips, autoencoder, device)
     else:
@@ -103,8 +107,8 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
 
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
         return evaluate(
-            current, val_clips, config.evaluation, prediction_roles(config.conditioning.context_frames),
-            seed=config.seed, step=step, ema=True, num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
+            current, val_clips, config.evaluation, evaluated, seed=config.seed, step=step, ema=True, split="val",
+            num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )
 
     validation = ValidationSet(

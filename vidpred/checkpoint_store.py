@@ -48,6 +48,12 @@ class Checkpoint:
     config: dict[str, Any]
     info: dict[str, Any]
 
+    @property
+    def run_folder(self) -> Path:
+        """The folder of the run that wrote it; of a checkpoint that was copied elsewhere, its own."""
+        folder = self.path.absolute()
+        return folder.parents[1] if folder.parent.name == "checkpoints" else folder
+
 
 class CheckpointStore:
     """The checkpoints of one run in `folder` (`runs/<name>/checkpoints`). Only rank 0 saves and prunes."""

@@ -26,6 +26,12 @@ def check_clip(name: str, x: Tensor) -> None:
         raise ValueError(f"{name} must be (B, T, C, H, W), got shape {tuple(x.shape)}")
 
 
+def take_frames(x: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen frames of every clip, in their order: x (B, T, ...), (B, T) bool with N true in each row ->
+    (B, N, ...)."""
+    return x[chosen].unflatten(0, (len(x), -1))
+
+
 def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor, count: int = 1) -> Tensor:
     """For every unknown frame the `count` nearest given frames in time, nearest first, side by side on the
     channels. Of two equally near ones the earlier comes first; 0 where there is none, and at given frames.

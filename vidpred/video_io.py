@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Union
+from typing import Callable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -175,21 +175,28 @@ def save_clip_panels(
     truth: Optional[Tensor],
     prediction: Tensor,
     fps: float,
+    given: Optional[Sequence[bool]] = None,
 ) -> list[Path]:
     """Writes `<name>.png`, `.gif` and `.mp4` into `folder` and returns their paths.
 
     Rows (side by side in the moving ones): context and truth, context and prediction, |truth - prediction|,
     brightened and labelled so. Context frames have a green border, unknown ones an orange one. `context`
     uint8 (T1, C, H, W), `truth` and `prediction` (T2, C, H, W); without `truth` (None) only the prediction.
+    `given` (T1 + T2,) says which frames of the clip are the context ones, T1 of them; None: the first.
     """
     for frames in (context, prediction) if truth is None else (context, prediction, truth):
-        _check_frames(frames)
+        if frames is not context or len(context):
+            _check_frames(frames)
     if truth is not None and truth.shape != prediction.shape:
         raise ValueError(f"truth {tuple(truth.shape)} and prediction {tuple(prediction.shape)} must be alike")
-    rows, given = _rows(context, truth, prediction), len(context)
+    total = len(context) + len(prediction)
+    given = [bool(value) for value in (torch.arange(total) < len(context) if given is None else given)]
+    if (len(given), sum(given)) != (total, len(context)):
+        raise ValueError(f"given must be {len(context)} of {total} frames, not {sum(given)} of {len(given)}")
+    rows = _rows(context, truth, prediction, given)
     paths = [Path(folder) / f"{name}.{ending}" for ending in ("png", "gif", "mp4")]
     write_png(paths[0], _as_tensor(_strip(rows, given)))
-    moving = _as_tensor(np.stack([_side_by_side(rows, t, given) for t in range(given + len(prediction))]))
+    moving = _as_tensor(np.stack([_side_by_side(rows, t, given) for t in range(total)]))
     write_gif(paths[1], moving, fps)
     write_video(paths[2], moving, fps)
     return paths
@@ -230,26 +237,32 @@ def _as_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).movedim(-1, -3)
 
 
-def _rows(context: Tensor, truth: Optional[Tensor], prediction: Tensor) -> list[_Row]:
-    context, prediction = context.cpu(), prediction.cpu()
-    rows = [_Row("prediction", _tiles(torch.cat([context, prediction])))]
+def _rows(context: Tensor, truth: Optional[Tensor], prediction: Tensor, given: list[bool]) -> list[_Row]:
+    known, prediction = _tiles(context.cpu()), prediction.cpu()
+    rows = [_Row("prediction", _merged(known, _tiles(prediction), given))]
     if truth is not None:
         difference = (truth.cpu().int() - prediction.int()).abs()
         error = (ERROR_GAIN * difference).clamp(max=255).to(torch.uint8)
-        rows.insert(0, _Row("truth", _tiles(torch.cat([context, truth.cpu()]))))
-        rows.append(_Row(f"|error| x{ERROR_GAIN}", [None] * len(context) + _tiles(error)))
+        rows.insert(0, _Row("truth", _merged(known, _tiles(truth.cpu()), given)))
+        rows.append(_Row(f"|error| x{ERROR_GAIN}", _merged([None] * len(context), _tiles(error), given)))
     return rows
+
+
+def _merged(known: list, unknown: list, given: list[bool]) -> list:
+    """The tiles of a clip in the order of time."""
+    sources = (iter(unknown), iter(known))
+    return [next(sources[value]) for value in given]
 
 
 def _tiles(frames: Tensor) -> list[np.ndarray]:
     """Frames enlarged by a whole factor, by repetition, until the shorter side has MIN_SIDE pixels."""
     factor = -(-MIN_SIDE // min(frames.shape[-2:]))
-    return list(_rgb(F.interpolate(frames, scale_factor=factor, mode="nearest")))
+    return list(_rgb(F.interpolate(frames, scale_factor=factor, mode="nearest"))) if len(frames) else []
 
 
-def _strip(rows: list[_Row], given: int) -> np.ndarray:
+def _strip(rows: list[_Row], given: list[bool]) -> np.ndarray:
     """All rows below each other, time from left to right, with labels: (H, W, 3)."""
-    columns = _columns(len(rows[0].tiles), given)
+    columns = _columns(len(given), [*given, False].index(False))
     height, width = rows[0].tiles[0].shape[:2]
     cell_h, cell_w = height + 2 * BORDER + GAP, width + 2 * BORDER + GAP
     font = _font(height)
@@ -267,7 +280,7 @@ def _strip(rows: list[_Row], given: int) -> np.ndarray:
     return np.array(canvas)
 
 
-def _side_by_side(rows: list[_Row], time: int, given: int) -> np.ndarray:
+def _side_by_side(rows: list[_Row], time: int, given: list[bool]) -> np.ndarray:
     """One moment of all rows, from left to right, each under its label: (H, W, 3)."""
     height, width = rows[0].tiles[0].shape[:2]
     font = _font(height)
@@ -300,20 +313,23 @@ def _paste(
 
 
 def _columns(total: int, given: int) -> list[int]:
-    """At most MAX_COLUMNS of the times 0 .. total - 1: even, with both ends and the last context frame."""
+    """At most MAX_COLUMNS of the times 0 .. total - 1: even, with both ends and the last of the `given`
+    frames that the clip begins with."""
     if total <= MAX_COLUMNS:
         return list(range(total))
-    chosen = {given - 1, *np.linspace(0, total - 1, MAX_COLUMNS - 1).round().astype(int).tolist()}
+    chosen = {max(given - 1, 0), *np.linspace(0, total - 1, MAX_COLUMNS - 1).round().astype(int).tolist()}
     return sorted(chosen)
 
 
-def _colour(time: int, given: int) -> tuple[int, int, int]:
-    return CONTEXT_COLOUR if time < given else UNKNOWN_COLOUR
+def _colour(time: int, given: list[bool]) -> tuple[int, int, int]:
+    return CONTEXT_COLOUR if given[time] else UNKNOWN_COLOUR
 
 
-def _time_label(time: int, given: int) -> str:
-    """`context 2`, or the horizon, `+1` being the first unknown frame."""
-    return f"context {time + 1}" if time < given else f"+{time - given + 1}"
+def _time_label(time: int, given: list[bool]) -> str:
+    """`context 2`, or how far an unknown frame is behind the last context frame, `+1` being the first one."""
+    if given[time]:
+        return f"context {time + 1}"
+    return f"+{time - max((t for t in range(time) if given[t]), default=-1)}"
 
 
 def _font(tile_height: int) -> ImageFont.FreeTypeFont:

@@ -1,11 +1,16 @@
 """The configuration section `conditioning`."""
 
 from dataclasses import dataclass
-from typing import Dict, Optional, Union
+from typing import Dict, Literal, Optional, Union, get_args
 
 from vidpred.errors import UserError
 
 SCHEMES = ("prediction", "random", "unconditional", "diffusion_forcing")
+
+TaskName = Literal["prediction", "interpolation", "infilling", "unconditional"]
+"""What a model is asked to do, by the frames that it is given: the first few, both ends, any half, none."""
+
+TASKS: tuple[str, ...] = get_args(TaskName)
 
 
 @dataclass

@@ -2,13 +2,36 @@
 
 import numpy as np
 
-from vidpred.conditioning.config import ConditioningConfig
+from vidpred.conditioning.config import TASKS, ConditioningConfig, TaskName
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN, FrameRoles
 
 
 def prediction_roles(context_frames: int) -> FrameRoles:
     """The first `context_frames` given, the rest unknown: what a model is validated and evaluated on."""
     return lambda generator, num_frames: _first_given(context_frames, num_frames)
+
+
+def evaluation_roles(task: TaskName, context_frames: int) -> FrameRoles:
+    """The roles that a task is evaluated on: as many given frames in every clip of one length.
+
+    prediction: the first `context_frames` are given; interpolation: the first and the last; infilling: a
+    random half (rounded down, but one at least), drawn by the clip's generator; unconditional: none.
+    """
+    return {
+        "prediction": prediction_roles(context_frames),
+        "interpolation": _ends_given,
+        "infilling": _half_given,
+        "unconditional": prediction_roles(0),
+    }[task]
+
+
+def trained_tasks(config: ConditioningConfig) -> tuple[str, ...]:
+    """The tasks whose roles occur among those of training clips, in the order of TASKS."""
+    schemes = [scheme for scheme, probability in config.mixture().items() if probability > 0]
+    trained = {task for scheme in schemes for task in _TRAINS[scheme]}
+    if "prediction" in schemes and config.min_context_frames == 0:
+        trained.add("unconditional")
+    return tuple(task for task in TASKS if task in trained)
 
 
 def training_roles(config: ConditioningConfig) -> FrameRoles:
@@ -66,6 +89,14 @@ _DRAW = {
 }
 
 
+_TRAINS = {
+    "prediction": ("prediction",),
+    "random": TASKS,
+    "unconditional": ("unconditional",),
+    "diffusion_forcing": ("prediction", "unconditional"),
+}
+
+
 def _context_frames(config: ConditioningConfig, fewest: int | None, generator: np.random.Generator) -> int:
     if fewest is None:
         return config.context_frames
@@ -75,4 +106,16 @@ def _context_frames(config: ConditioningConfig, fewest: int | None, generator: n
 def _first_given(context_frames: int, num_frames: int) -> np.ndarray:
     roles = np.full(num_frames, UNKNOWN, dtype=np.uint8)
     roles[:context_frames] = GIVEN
+    return roles
+
+
+def _ends_given(generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    roles = _first_given(1, num_frames)
+    roles[-1] = GIVEN
+    return roles
+
+
+def _half_given(generator: np.random.Generator, num_frames: int) -> np.ndarray:
+    roles = np.full(num_frames, UNKNOWN, dtype=np.uint8)
+    roles[generator.permutation(num_frames)[: max(num_frames // 2, 1)]] = GIVEN
     return roles

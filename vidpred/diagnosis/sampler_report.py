@@ -5,7 +5,7 @@ from typing import Any, Callable, Iterator
 
 from vidpred.diagnosis.sampler_comparison import SamplerComparison, SamplerRow
 from vidpred.diffusion import SAMPLERS
-from vidpred.evaluation import ROWS, Summary
+from vidpred.evaluation import Summary, row_titles
 
 # Marker, its size, and the line: of two that coincide, as ddim and euler do, both are seen.
 STYLES = {
@@ -37,8 +37,9 @@ def sampler_lines(comparison: SamplerComparison) -> Iterator[str]:
     for rows in comparison.by_sampler().values():
         for row in rows:
             yield _row_line(row, own)
+    titles = row_titles("prediction")
     for name, summary in comparison.references.items():
-        yield f"{ROWS[name]:<18}  {'':>5}  {'':>5}  {_with_interval(summary, '.2f'):>16}"
+        yield f"{titles[name]:<18}  {'':>5}  {'':>5}  {_with_interval(summary, '.2f'):>16}"
     yield from _refusal_lines(comparison)
 
 
@@ -128,9 +129,10 @@ def _plot_rows(
 
 
 def _plot_references(axes: Any, comparison: SamplerComparison) -> None:
+    titles = row_titles("prediction")
     styles = {"ceiling": ("black", "--"), "decoded_floor": ("grey", "-."), "floor": ("grey", ":")}
     for name, (color, style) in styles.items():
-        axes.axhline(comparison.references[name].mean, color=color, linestyle=style, label=ROWS[name])
+        axes.axhline(comparison.references[name].mean, color=color, linestyle=style, label=titles[name])
 
 
 def _label_places(axes: Any, places: list[float]) -> None:

@@ -1,13 +1,17 @@
 """How good the prediction is: against the truth, two floors and a ceiling, with the protocol beside it.
 
-Rows: model; floor (copy of the last given frame); decoded_floor (that copy as the autoencoder shows it); linear (extrapolation of the last two given frames);
-ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
+Any frames may be given: the first few (prediction), others (interpolation, infilling) or none (generation).
+Rows: model; best_of_n of several trajectories; floor (copy of the nearest given frame, which for prediction
+is the last); decoded_floor (that copy as the autoencoder shows it); linear (the line through two given
+frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
 """
 
-from vidpred.evaluation.baselines import copy_last, extrapolate
+from vidpred.evaluation.baselines import copy_nearest, linear
 from vidpred.evaluation.config import EvaluationConfig
 from vidpred.evaluation.evaluator import evaluate
-from vidpred.evaluation.records import ROWS, ClipSample, ClipScores
+from vidpred.evaluation.of_checkpoint import evaluate_checkpoint
+from vidpred.evaluation.pictures import save_pictures
+from vidpred.evaluation.records import ClipSample, ClipScores, row_titles
 from vidpred.evaluation.results import Evaluation
 from vidpred.evaluation.statistics import Summary, student_t, summarize
 
@@ -16,11 +20,13 @@ __all__ = [
     "ClipScores",
     "Evaluation",
     "EvaluationConfig",
-    "ROWS",
     "Summary",
-    "copy_last",
+    "copy_nearest",
     "evaluate",
-    "extrapolate",
+    "evaluate_checkpoint",
+    "linear",
+    "row_titles",
+    "save_pictures",
     "student_t",
     "summarize",
 ]

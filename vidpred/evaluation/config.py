@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal, Optional
 
+from vidpred.conditioning import TASKS, TaskName
 from vidpred.errors import UserError
 
 
 @dataclass
 class EvaluationConfig:
     """What is measured, on how many clips."""
+
+    task: TaskName = "prediction"
+    """prediction: the first conditioning.context_frames are given. interpolation: the first and the last
+    frame. infilling: a random half of them. unconditional: none."""
 
     num_clips: int = 64
     """Clips to evaluate, evenly spaced over the split: of a split with fewer items (videos) several windows
@@ -28,6 +33,8 @@ class EvaluationConfig:
     """Clips whose context, truth and prediction are kept for pictures."""
 
     def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"evaluation.task: '{self.task}' is not known; choose {', '.join(TASKS)}")
         for key, least in (("num_clips", 1), ("batch_size", 1), ("num_panels", 0)):
             value = getattr(self, key)
             if value < least:

@@ -24,8 +24,10 @@ def evaluate(
     frame_roles: FrameRoles,
     *,
     seed: int,
+    trajectories: int = 1,
     step: Optional[int] = None,
     ema: Optional[bool] = None,
+    split: Optional[str] = None,
     num_inference_steps: Optional[int] = None,
     num_workers: int = 1,
     timeout: float = 60.0,
@@ -33,9 +35,12 @@ def evaluate(
     """Predicts clips of `dataset` and scores them; every rank must call it, and every rank gets the result.
 
     Args:
-        frame_roles: of clips of T frames; the first K are given and nothing else.
-        seed: one trajectory per clip is drawn, a function of (seed, number of the clip in the split).
-        step, ema: of the weights, for the protocol only.
+        frame_roles: of clips of T frames, such as `config.task` means; see `conditioning.evaluation_roles`.
+        seed: what is drawn for a clip is a function of (seed, number of the clip in the split, trajectory).
+        trajectories: predictions of each clip. The figures are the first one's, which is the same however
+            many there are; the best of all of them is one more row. Unconditional generation has no best: it
+            draws one.
+        step, ema, split: of the weights and the clips, for the protocol only.
         num_inference_steps: the predictor's configured number where None.
         num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
     Raises:
@@ -43,7 +48,10 @@ def evaluate(
             left out and named in the protocol), or a prediction that is not finite (the clip is named); on
             all ranks, whichever met it.
     """
-    trial = Trial(predictor, seed, num_inference_steps, step, ema)
+    if trajectories < 1:
+        raise UserError(f"trajectories: {trajectories} must be 1 or more")
+    count = 1 if config.task == "unconditional" else trajectories
+    trial = Trial(predictor, config.task, seed, count, num_inference_steps, split, step, ema)
     numbers = evenly_spaced_clips(dataset, config.num_clips)
     if not numbers:
         raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
@@ -66,6 +74,8 @@ def evaluate(
     dropped = {number: line for _, share, _ in shares for number, line in share.items()}
     records = sorted((record for share, _, _ in shares for record in share), key=lambda record: record.index)
     require_half(len(records), dropped, dataset)
+    if len({(record.context_frames, record.predicted_frames) for record in records}) > 1:
+        raise UserError(f"evaluation: {config.task} needs as many given and unknown frames in every clip")
     left_out = [clip_name(dataset, number) for number in sorted(dropped)]
     protocol = protocol_of(trial, dataset, records, judge, left_out)
     return Evaluation(protocol, records, judge.lpips_reason)

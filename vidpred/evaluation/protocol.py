@@ -18,25 +18,33 @@ DEFINITIONS = {
     "reduction": "mean over the frames of a clip, then over clips, float64 in clip order",
     "interval": "ci95 is the half width of the 95 % confidence interval of the mean over clips (Student t)",
     "psnr": f"per frame; {PSNR_CAP:g} dB for an exact copy",
-    "floor": "copy of the last given frame",
+    "floor": (
+        "copy of the given frame nearest in time (in prediction the last), of two equally near the earlier"
+    ),
     "decoded_floor": (
-        "the same, encoded and decoded by the autoencoder: what a model that adds nothing to the last given frame "
+        "the same, encoded and decoded by the autoencoder: what a model that adds nothing to that frame "
         "predicts; a blur that raises the PSNR of its copy is not learning"
     ),
-    "linear": "last + h (last - previous) of the last two given frames at horizon h, clamped",
+    "linear": (
+        "the blend in time of the given frames on both sides, clamped; beyond the last given frame (before "
+        "the first alike) last + h (last - previous) at horizon h"
+    ),
     "ceiling": "the truth encoded and decoded by the autoencoder",
     "motion_energy_ratio": (
-        "mean |frame[t + 1] - frame[t]| from the last given frame on, of the predictions over the truths, "
-        "each averaged over clips first; the predictions' first step is from the last given frame as the "
-        "autoencoder reconstructs it"
+        "mean |frame[t + 1] - frame[t]| over the steps from or to a predicted frame, of the predictions over "
+        "the truths, each averaged over clips first; beside predictions, given frames are shown as the "
+        "autoencoder reconstructs them"
     ),
     "clip_selection": (
         "evenly spaced items of the split, the middle window of each; where it has fewer items than clips "
         "are wanted, several windows of each, spread evenly over it; windows of an item have no frame in "
         "common; centre crop, no flip"
     ),
-    "trajectories_per_clip": 1,
 }
+BEST_OF_N = (
+    "of the trajectories of a clip the best one by each metric's own mean over its frames, so not the same "
+    "one for all metrics; `model` is the first trajectory alone"
+)
 
 
 def protocol_of(
@@ -56,17 +64,20 @@ def protocol_of(
         sampling["num_inference_steps"] = trial.num_inference_steps
     height, width = first.frame_size
     return {
+        "task": trial.task,
         "dataset": dataset.name,
+        "split": trial.split,
         "clips": len(records),
         "clips_dropped": dropped,
         "items_in_split": len(dataset),
         "context_frames": first.context_frames,
-        "predicted_frames": len(first.scores["model"]["psnr"]),
+        "predicted_frames": first.predicted_frames,
         "height": height,
         "width": width,
         "step": trial.step,
         "ema": trial.ema,
         "seed": trial.seed,
+        "trajectories_per_clip": trial.trajectories,
         "sampling": sampling,
         "parameterization": getattr(getattr(predictor.denoiser, "parameterization", None), "name", None),
         "residual": getattr(predictor.denoiser, "residual", None),
@@ -75,6 +86,7 @@ def protocol_of(
         "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
         "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},
         **DEFINITIONS,
+        **({"best_of_n": BEST_OF_N} if trial.trajectories > 1 else {}),
     }
 
 

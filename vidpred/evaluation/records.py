@@ -5,39 +5,46 @@ from typing import Optional
 
 import numpy as np
 
-ROWS = {
-    "model": "model",
-    "floor": "copy last",
-    "decoded_floor": "copy last, decoded",
-    "linear": "linear",
-    "ceiling": "ceiling",
-}
-"""Rows of a result, and what the table calls them."""
-
 METRICS = ("psnr", "ssim", "lpips")
+LOWER_IS_BETTER = ("lpips",)
+
+
+def row_titles(task: str, trajectories: int = 1) -> dict[str, str]:
+    """Rows of a result, and what the table calls them; `best_of_n` only of several trajectories."""
+    copy = "copy last" if task == "prediction" else "copy nearest"
+    best = {"best_of_n": f"model, best of {trajectories}"} if trajectories > 1 else {}
+    floors = {"floor": copy, "decoded_floor": f"{copy}, decoded", "linear": "linear"}
+    return {"model": "model", **best, **floors, "ceiling": "ceiling"}
 
 
 @dataclass
 class ClipSample:
-    """Frames for a picture, uint8 (T, C, H, W) arrays: `truth` and `prediction` follow `context`."""
+    """Frames for a picture, uint8 arrays: of T frames, `context` are the given ones (K, C, H, W), in their
+    order, `truth` and `prediction` the others (T - K, C, H, W). `given` (T,) bool says which; None: the first
+    ones.
+    """
 
     index: int
     name: str
     context: np.ndarray
     truth: np.ndarray
     prediction: np.ndarray
+    given: Optional[np.ndarray] = None
 
 
 @dataclass
 class ClipScores:
-    """`scores[row][metric]` is (H,) float64, one value per predicted frame.
+    """`scores[row][metric]` is (H,) float64: one value per predicted frame, in their order; H of every clip.
 
-    `motion` is the motion energy, in [0, 1], of "model", "ceiling" and "truth".
+    Rows that mean nothing for the task are missing (a copy, where nothing is given). `context_frames` and
+    `predicted_frames` count the given and the unknown frames, wherever they are. `motion` is the motion
+    energy, in [0, 1], of "model", "ceiling" and "truth".
     """
 
     index: int
     name: str
     context_frames: int
+    predicted_frames: int
     frame_size: tuple[int, int]  # height, width
     scores: dict[str, dict[str, np.ndarray]]
     motion: dict[str, float]

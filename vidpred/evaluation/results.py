@@ -4,16 +4,19 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 import numpy as np
 
-from vidpred.evaluation.records import METRICS, ROWS, ClipSample, ClipScores
+from vidpred.evaluation.records import METRICS, ClipSample, ClipScores, row_titles
 from vidpred.evaluation.statistics import Summary, half_width, summarize
 
 HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 FLOORS = ("floor", "decoded_floor", "linear")
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
+TITLE_WIDTH = 18
+NOTHING_TO_COPY = "no frame is given that could be copied"
+NO_TRUTH = "no frame is given, so no clip is the truth of what is generated"
 
 
 @dataclass
@@ -26,6 +29,11 @@ class Evaluation:
     """Why there is no LPIPS; None where there is."""
 
     @property
+    def titles(self) -> dict[str, str]:
+        """The rows and what the table calls them; see `unavailable` for those without figures."""
+        return row_titles(self.protocol["task"], self.protocol["trajectories_per_clip"])
+
+    @property
     def samples(self) -> list[ClipSample]:
         """A few clips with their frames, for `video_io.save_clip_panels`."""
         return [clip.sample for clip in self.clips if clip.sample is not None]
@@ -35,18 +43,25 @@ class Evaluation:
         """Motion of the predictions over the truths': 1 is right, 0 is frozen; None where no truth moves."""
         return self._motion_over_truth("model")
 
+    def unavailable(self, row: str, metric: str) -> Optional[str]:
+        """Why there is no such figure; None where there is."""
+        if row not in self.clips[0].scores:
+            return NO_TRUTH if row == "model" else NOTHING_TO_COPY
+        return self.lpips_unavailable if metric == "lpips" else None
+
     def values(self, row: str, metric: str) -> np.ndarray:
-        """(N, H) float64: one value per clip and horizon."""
+        """(N, H) float64: one value per clip and horizon, of what is not `unavailable`."""
         return np.stack([clip.scores[row][metric] for clip in self.clips])
 
     def summary(self, row: str, metric: str) -> Optional[Summary]:
-        """Mean, 95 % interval and curve over horizons; None for an unavailable LPIPS."""
-        if metric == "lpips" and self.lpips_unavailable:
+        """Mean, 95 % interval and curve over horizons; None for what is `unavailable`."""
+        if self.unavailable(row, metric):
             return None
         return summarize(self.values(row, metric))
 
     def psnr_gain(self, row: str) -> tuple[float, Optional[float]]:
-        """PSNR of the model minus that of `row` in dB, paired by clip: mean and half of its 95 % interval."""
+        """PSNR of the model minus that of `row` in dB, paired by clip: mean and half of its 95 % interval.
+        Not for what is `unavailable`."""
         gain = (self.values("model", "psnr") - self.values(row, "psnr")).mean(axis=1)
         return float(gain.mean()), half_width(gain)
 
@@ -54,19 +69,20 @@ class Evaluation:
         """The model's means and their distance to the floors, under the keys that are logged."""
         summaries = {metric: self.summary("model", metric) for metric in METRICS}
         logged = {f"eval/{metric}": summary.mean for metric, summary in summaries.items() if summary}
-        logged["eval/psnr_over_copy_last"] = self.psnr_gain("floor")[0]
-        logged["eval/psnr_over_copy_last_decoded"] = self.psnr_gain("decoded_floor")[0]
-        logged["eval/psnr_over_linear"] = self.psnr_gain("linear")[0]
+        for row in self._floors():
+            key = self.titles[row].replace(",", "").replace(" ", "_")  # copy_last, copy_last_decoded, linear
+            logged[f"eval/psnr_over_{key}"] = self.psnr_gain(row)[0]
         if self.motion_energy_ratio is not None:
             logged["eval/motion_energy_ratio"] = self.motion_energy_ratio
         return logged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: `protocol`; each row of ROWS (`model`, `floor`, ...) with `psnr`, `ssim`, `lpips`, each
-        {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip."""
+        """Plain data: `protocol`; each row (`model`, `floor`, ...) with `psnr`, `ssim`, `lpips`, each
+        {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip. What is
+        unavailable is None, with the reason."""
         return {
             "protocol": self.protocol,
-            **{row: {metric: self._summary_json(row, metric) for metric in METRICS} for row in ROWS},
+            **{row: {metric: self._summary_json(row, metric) for metric in METRICS} for row in self.titles},
             "motion_energy_ratio": self.motion_energy_ratio,
             "clips": [self._clip_json(clip) for clip in self.clips],
         }
@@ -83,27 +99,42 @@ class Evaluation:
     def table(self) -> str:
         """The rows, aligned, and below them the gain over the floors, the motion and what is missing."""
         shape, net = self.protocol, self.protocol.get("lpips", {}).get("net")
+        width = max(TITLE_WIDTH, *map(len, self.titles.values()))
         headings = [f"{HEADINGS[m]} {net}" if m == "lpips" and net else HEADINGS[m] for m in METRICS]
         lines = [
             f"{shape['clips']} clips of {shape['dataset']}, {shape['context_frames']} given and "
-            f"{shape['predicted_frames']} predicted frames; mean +- 95 % confidence interval over clips",
-            "".join([" " * 18, *(f"{heading:>20}" for heading in headings)]),
+            f"{shape['predicted_frames']} predicted frames ({shape['task']}); "
+            "mean +- 95 % confidence interval over clips",
+            "".join([" " * width, *(f"{heading:>20}" for heading in headings)]),
         ]
-        for row, title in ROWS.items():
+        for row, title in self.titles.items():
             cells = [_cell(self.summary(row, metric), DECIMALS[metric]) for metric in METRICS]
-            lines.append("".join([f"{title:<18}", *(f"{cell:>20}" for cell in cells)]))
-        over = [f"over {ROWS[row]} {_gain(*self.psnr_gain(row))}" for row in FLOORS]
-        lines.append(f"PSNR of the model {', '.join(over)} (paired by clip)")
+            lines.append("".join([f"{title:<{width}}", *(f"{cell:>20}" for cell in cells)]))
+        if self._floors():
+            over = [f"over {self.titles[row]} {_gain(*self.psnr_gain(row))}" for row in self._floors()]
+            lines.append(f"PSNR of the model {', '.join(over)} (paired by clip)")
         lines.append(
             f"motion energy over the truth's: model {_ratio(self.motion_energy_ratio)}, "
             f"ceiling {_ratio(self._motion_over_truth('ceiling'))}"
         )
+        return "\n".join([*lines, *self._notes()])
+
+    def _notes(self) -> Iterator[str]:
+        """What a reader of the table must know of what is in it, and of what is missing."""
+        if "best_of_n" in self.titles:
+            title = self.titles["best_of_n"]
+            yield f"{title}: the best of each clip by each metric itself; model is the first of them"
+        if reason := self.unavailable("model", "psnr"):
+            yield f"model n/a: {reason}; its motion compares. Floors n/a: {self.unavailable('floor', 'psnr')}"
         if dropped := self.protocol.get("clips_dropped"):
             more = ", ..." if len(dropped) > 3 else ""
-            lines.append(f"{len(dropped)} clips left out, unreadable: {', '.join(dropped[:3])}{more}")
+            yield f"{len(dropped)} clips left out, unreadable: {', '.join(dropped[:3])}{more}"
         if self.lpips_unavailable:
-            lines.append(f"LPIPS unavailable: {self.lpips_unavailable}")
-        return "\n".join(lines)
+            yield f"LPIPS unavailable: {self.lpips_unavailable}"
+
+    def _floors(self) -> list[str]:
+        """The rows that the model's PSNR is compared with."""
+        return [row for row in FLOORS if not self.unavailable(row, "psnr")]
 
     def _motion_over_truth(self, row: str) -> Optional[float]:
         truth = sum(clip.motion["truth"] for clip in self.clips)
@@ -112,7 +143,8 @@ class Evaluation:
     def _summary_json(self, row: str, metric: str) -> dict[str, Any]:
         summary = self.summary(row, metric)
         if summary is None:
-            return {"mean": None, "ci95": None, "per_horizon": None, "unavailable": self.lpips_unavailable}
+            nothing = dict.fromkeys(("mean", "ci95", "per_horizon"))
+            return {**nothing, "unavailable": self.unavailable(row, metric)}
         return asdict(summary)
 
     def _clip_json(self, clip: ClipScores) -> dict[str, Any]:
@@ -123,7 +155,7 @@ class Evaluation:
         return {
             "index": clip.index,
             "name": clip.name,
-            **{row: means[row] for row in ROWS},
+            **{row: means.get(row) for row in self.titles},
             "motion": clip.motion,
         }
 

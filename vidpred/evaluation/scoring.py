@@ -1,30 +1,37 @@
-"""One batch of clips: predict, and score the rows. B clips of K given and H predicted frames."""
+"""One batch of clips: predict, and score the rows. B clips of T frames, K of them given and H predicted."""
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Iterable, Optional
 
 import torch
 from torch import Tensor
 
+from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data.clips import ClipBatch
 from vidpred.distributed import main_first
 from vidpred.errors import UserError
-from vidpred.evaluation.baselines import copy_last, extrapolate
+from vidpred.evaluation.baselines import copy_nearest, linear
 from vidpred.evaluation.config import EvaluationConfig
-from vidpred.evaluation.records import ClipSample, ClipScores
+from vidpred.evaluation.records import LOWER_IS_BETTER, ClipSample, ClipScores
+from vidpred.frame_roles import GIVEN
 from vidpred.metrics import Lpips, LpipsUnavailable, motion_energy, psnr, ssim
 from vidpred.metrics.lpips import SMALLEST_FRAME
 from vidpred.prediction import Predictor
-from vidpred.tensor_ops import append_dims, to_uint8
+from vidpred.prediction.predictor import NEXT_TRAJECTORY
+from vidpred.random_streams import host_generator
+from vidpred.tensor_ops import append_dims, take_frames, to_uint8
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Whose predictions, and how they are drawn; `step` and `ema` are for the protocol only."""
+    """Whose predictions of what, and how they are drawn; `split`, `step`, `ema` are for the protocol only."""
 
     predictor: Predictor
+    task: TaskName
     seed: int
+    trajectories: int = 1
     num_inference_steps: Optional[int] = None
+    split: Optional[str] = None
     step: Optional[int] = None
     ema: Optional[bool] = None
 
@@ -57,16 +64,29 @@ class Judge:
         self.lpips, self.lpips_reason = None, reason
 
 
-def context_length(given: Tensor) -> int:
-    """K of a mask (B, T) whose rows all give the first K frames, 1 <= K < T; UserError for another mask."""
-    context = int(given[0].sum())
-    expected = torch.arange(given.shape[1], device=given.device) < context
-    if not 0 < context < given.shape[1] or not bool((given == expected).all()):
-        raise UserError(
-            "evaluation: needs clips whose first frames are given and whose last are predicted, as many in "
-            "every clip; use conditioning.scheme prediction with context_frames from 1 to num_frames - 1"
-        )
-    return context
+NEEDS = {
+    "prediction": (
+        "clips whose first frames are given and whose last are predicted, as many in every clip; use "
+        "conditioning.scheme prediction with context_frames from 1 to num_frames - 1"
+    ),
+    "interpolation": (
+        "clips of at least 3 frames, of which the first and the last are given; raise data.num_frames"
+    ),
+    "infilling": "clips with given and unknown frames, as many in every clip; raise data.num_frames",
+    "unconditional": "clips without given frames",
+}
+
+
+def require_task(task: TaskName, given: Tensor) -> None:
+    """Raises UserError unless the mask (B, T) is the task's: as many given frames in every clip, not all."""
+    counts, frames = given.sum(dim=1), given.shape[1]
+    count = int(counts[0])
+    fits = bool((counts == count).all()) and count < frames and (count > 0) == (task != "unconditional")
+    if fits and task != "infilling":
+        roles = evaluation_roles(task, count)(host_generator(0, "any", 0), frames)
+        fits = bool((given == torch.from_numpy(roles == GIVEN).to(given.device)).all())
+    if not fits:
+        raise UserError(f"evaluation: {task} needs {NEEDS[task]}")
 
 
 def score_batch(
@@ -77,60 +97,111 @@ def score_batch(
     A clip's draw is its number in the split, so that its randomness does not depend on batch and process.
     """
     batch = batch.to(trial.predictor.device)
-    context = context_length(batch.given)
-    truth = batch.frames[:, context:]
-    model, reconstruction = _predict(trial, batch, context, count)
-    rows = {
-        "model": model,
-        "floor": copy_last(batch.frames, context),
-        "decoded_floor": reconstruction[:, :1].expand_as(truth),
-        "linear": extrapolate(batch.frames, batch.frame_times, context),
-        "ceiling": reconstruction[:, 1:],
-    }
-    scores = {row: judge(frames, truth) for row, frames in rows.items()}
-    motion = {
-        # From the last given frame as the autoencoder shows it: its own error is no motion, but it would make
-        # even a frozen prediction look lively.
-        "model": motion_energy(torch.cat([reconstruction[:, :1], model], dim=1)).tolist(),
-        "ceiling": motion_energy(reconstruction).tolist(),
-        "truth": motion_energy(batch.frames[:, context - 1 :]).tolist(),
-    }
+    require_task(trial.task, batch.given)
+    unknown = ~batch.given
+    latents = trial.predictor.encode(batch.frames)
+    model = _predict(trial, batch, latents, count)
+    shown = _through_autoencoder(trial, batch, latents, count)
+    scores = _scores(trial, batch, model, shown, judge)
+    if trial.trajectories > 1:
+        truth = _truth(batch)
+        others = (_predict(trial, batch, latents, count, number) for number in range(1, trial.trajectories))
+        scores["best_of_n"] = _best(scores["model"], (judge(frames, truth) for frames in others))
+    # Given frames as the autoencoder shows them: its own error is no motion, but it would make even a frozen
+    # prediction look lively.
+    predicted = shown.clone()
+    predicted[unknown] = model.flatten(0, 1)
+    clips = {"model": predicted, "ceiling": shown, "truth": batch.frames}
+    counted = unknown[:, 1:] | unknown[:, :-1]
+    motion = {name: motion_energy(frames, counted).tolist() for name, frames in clips.items()}
     return [
         ClipScores(
             index=index,
             name=batch.names[b],
-            context_frames=context,
-            frame_size=tuple(truth.shape[-2:]),
+            context_frames=int(batch.given[b].sum()),
+            predicted_frames=model.shape[1],
+            frame_size=tuple(model.shape[-2:]),
             scores={row: {name: v[b].numpy() for name, v in named.items()} for row, named in scores.items()},
             motion={name: values[b] for name, values in motion.items()},
-            sample=_sample(batch, model, b, index, context) if index in keep_frames_of else None,
+            sample=_sample(batch, model, b, index) if index in keep_frames_of else None,
         )
         for b, index in enumerate(batch.draws[:count].tolist())
     ]
 
 
-def _predict(trial: Trial, batch: ClipBatch, context: int, count: int) -> tuple[Tensor, Tensor]:
-    """Prediction (B, H, C, h, w), and the autoencoder's view of the last given and all unknown frames
-    (B, 1 + H, C, h, w); uint8. The first `count` clips must be finite.
+def _scores(
+    trial: Trial, batch: ClipBatch, model: Tensor, shown: Tensor, judge: Judge
+) -> dict[str, dict[str, Tensor]]:
+    """row -> metric -> (B, H), of the model's first trajectory (B, H, C, h, w) and of what needs no model.
+
+    `shown` (B, T, C, h, w): the clips through the autoencoder. Where nothing is given there is nothing to
+    copy, and no clip is the truth of what is generated: then the ceiling alone is left.
     """
+    given, times = batch.given, batch.frame_times
+    rows = {}
+    if trial.task != "unconditional":
+        rows = {
+            "model": model,
+            "floor": copy_nearest(batch.frames, given, times),
+            "decoded_floor": copy_nearest(shown, given, times),
+            "linear": linear(batch.frames, given, times),
+        }
+    rows["ceiling"] = take_frames(shown, ~given)
+    truth = _truth(batch)
+    return {row: judge(frames, truth) for row, frames in rows.items()}
+
+
+def _truth(batch: ClipBatch) -> Tensor:
+    """uint8 (B, H, C, h, w)."""
+    return take_frames(batch.frames, ~batch.given).contiguous()
+
+
+def _best(first: dict[str, Tensor], others: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of several metric -> (B, H), by metric and clip that with the best mean over frames."""
+    best = dict(first)
+    for scores in others:
+        for metric, values in scores.items():
+            gain = values.mean(dim=1) - best[metric].mean(dim=1)
+            better = gain < 0 if metric in LOWER_IS_BETTER else gain > 0
+            best[metric] = torch.where(better[:, None], values, best[metric])
+    return best
+
+
+def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int = 0) -> Tensor:
+    """uint8 (B, H, C, h, w), from the latents of the given frames; the first `count` clips must be finite."""
     predictor = trial.predictor
-    latents = predictor.encode(batch.frames)
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
     known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
     sampled = predictor.sample_latents(
         known,
         batch.given,
         batch.frame_times,
-        batch.draws,
+        batch.draws + trajectory * NEXT_TRAJECTORY,
         trial.seed,
         num_inference_steps=trial.num_inference_steps,
         purpose="evaluation",
     )
-    prediction = predictor.decode(sampled[:, context:])
-    reconstruction = predictor.decode(latents[:, context - 1 :])
-    _require_finite("reconstruction by the autoencoder", reconstruction[:count, 1:], batch)
+    prediction = predictor.decode(take_frames(sampled, ~batch.given))
     _require_finite("prediction", prediction[:count], batch)
-    return to_uint8(prediction), to_uint8(reconstruction)
+    return to_uint8(prediction)
+
+
+def _through_autoencoder(trial: Trial, batch: ClipBatch, latents: Tensor, count: int) -> Tensor:
+    """uint8 (B, T, C, h, w): the unknown frames and the given ones beside them as the autoencoder shows them;
+    what nobody looks at is black. The unknown ones of the first `count` clips must be finite.
+    """
+    unknown = ~batch.given
+    needed = unknown.clone()  # (B, T)
+    needed[:, 1:] |= unknown[:, :-1]
+    needed[:, :-1] |= unknown[:, 1:]
+    # Where clips have masks of their own all are decoded: shapes must not depend on who shares a batch.
+    columns = needed.any(dim=0) if trial.task != "infilling" else torch.ones_like(needed[0])
+    decoded = trial.predictor.decode(latents[:, columns])
+    reconstruction = take_frames(decoded, unknown[:, columns])
+    _require_finite("reconstruction by the autoencoder", reconstruction[:count], batch)
+    shown = torch.zeros(batch.frames.shape, dtype=torch.uint8, device=decoded.device)
+    shown[:, columns] = to_uint8(decoded)
+    return shown
 
 
 def _require_finite(what: str, frames: Tensor, batch: ClipBatch) -> None:
@@ -145,11 +216,13 @@ def _require_finite(what: str, frames: Tensor, batch: ClipBatch) -> None:
         )
 
 
-def _sample(batch: ClipBatch, prediction: Tensor, b: int, index: int, context: int) -> ClipSample:
+def _sample(batch: ClipBatch, prediction: Tensor, b: int, index: int) -> ClipSample:
+    frames, given = batch.frames[b].cpu().numpy(), batch.given[b].cpu().numpy()
     return ClipSample(
         index=index,
         name=batch.names[b],
-        context=batch.frames[b, :context].cpu().numpy(),
-        truth=batch.frames[b, context:].cpu().numpy(),
+        context=frames[given],
+        truth=frames[~given],
         prediction=prediction[b].cpu().numpy(),
+        given=given,
     )

@@ -32,12 +32,11 @@ from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import DenoisingLoss
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
-from vidpred.evaluation import ClipSample, Evaluation
+from vidpred.evaluation import ClipSample, Evaluation, save_pictures
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.prediction import ClipCount, Predictor
 from vidpred.training.averages import Averages
 from vidpred.training.task import Findings, TaskLoss
-from vidpred.video_io import save_clip_panels
 
 logger = logging.getLogger(__name__)
 
@@ -317,13 +316,7 @@ class VideoPredictionTask:
 
     def _save_pictures(self, folder: Path, samples: list[ClipSample]) -> list[Path]:
         """Rank 0 draws; the paths of the strips, GIFs and videos."""
-        paths: list[Path] = []
-        if distributed.is_main():
-            for sample in samples:
-                clips = [torch.from_numpy(part) for part in (sample.context, sample.truth, sample.prediction)]
-                name = f"{sample.index:05d}_{Path(sample.name).stem}"
-                paths += save_clip_panels(folder, name, *clips, self._fps)
-        return paths
+        return save_pictures(folder, samples, self._fps) if distributed.is_main() else []
 
     def evaluate(self, network: nn.Module, step: int) -> Findings:
         """PSNR, SSIM and LPIPS beside floor and ceiling: a JSON file, a table in the log, a few pictures."""
