@@ -61,7 +61,8 @@ class Scene:
 
     @staticmethod
     def open(device: torch.device, overrides: Sequence[str]) -> "Scene":
-        config = load_config(list(overrides), default_file=QUICKSTART)
+        # Without fresh noise at each step, networks are compared and not luck.
+        config = load_config(["--sampling.eta=0", *overrides], default_file=QUICKSTART)
         autoencoder = build_autoencoder(config.autoencoder).to(device)
         train, val = (build_dataset(config.data, split, config.seed) for split in ("train", "val"))
         calibration = calibrate(config, train, autoencoder, device)
