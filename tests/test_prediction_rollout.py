@@ -54,6 +54,15 @@ def test_sliding_windows_are_as_long_as_training_clips():
     assert [(len(w.given), int(w.given.sum())) for w in sample.windows] == [(T, K), (T, 5), (T, 5)]
 
 
+@pytest.mark.parametrize("scheme", [slide, keyframes_first])
+def test_a_short_rollout_asks_for_the_windows_that_a_long_one_begins_with(scheme):
+    short, long = Clockwork(), Clockwork()
+    list(scheme(short, clock(K), 6, T, RolloutOptions()))
+    list(scheme(long, clock(K), 60, T, RolloutOptions()))
+    for one, other in zip(short.windows, long.windows):
+        assert one.frame_times.tolist() == other.frame_times.tolist() and one.given.tolist() == other.given.tolist()
+
+
 def test_keyframes_come_before_what_lies_between_them():
     sample = Clockwork()
     list(keyframes_first(sample, clock(K), 20, T, RolloutOptions(stride=4)))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from end_to_end_helper import cache  # noqa: F401  (a fixture)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
@@ -105,3 +106,30 @@ def test_a_run_that_cannot_be_is_told_and_does_not_end_the_series(tmp_path, monk
 def test_impossible_options_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [(["--seed=5"], "^--seed: is what this comparison sets itself"),
+     (["--diffusion.parameterization", "v"], "^--diffusion.parameterization: is what this comparison sets itself"),
+     (["--training.learning_rat=1"], "training.learning_rat")],
+)  # fmt: skip
+def test_overrides_that_would_compare_something_else_are_refused_before_any_training(tmp_path, more, message):
+    options = parse(["--objectives", "x0", "--out", str(tmp_path), "--device", "cpu", *more])
+    with pytest.raises(UserError, match=message):
+        compare_objectives.configurations([("x0", "uniform", 0)], options)
+
+
+def test_a_folder_of_runs_with_other_settings_is_refused(tmp_path):
+    def configurations(*more):
+        options = parse(["--out", str(tmp_path), "--device", "cpu", *more])
+        return compare_objectives.configurations([("x0", "uniform", 0)], options)[0]
+
+    config = configurations()["x0", "uniform", 0]
+    folder = tmp_path / config.name
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.resolved()))
+    assert configurations()["x0", "uniform", 0] == config
+    for more in (["--steps", "600"], ["--training.learning_rate=1e-5"], ["--sampling.sampler=ddim"]):
+        with pytest.raises(UserError, match="^--out: .*x0_uniform_0 is a run with other settings"):
+            configurations(*more)

@@ -11,6 +11,7 @@ same order.
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works where vidpred is cloned but not installed
 
 import numpy as np  # noqa: E402
+import yaml  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.build import train  # noqa: E402
-from vidpred.configuration import load_config  # noqa: E402
+from vidpred.configuration import Config, load_config  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402
 from vidpred.evaluation.statistics import half_width  # noqa: E402
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 # flow and edm are objectives of noise schedules of their own; the others have the quickstart's.
-OBJECTIVES = {
-    "eps": [],
-    "v": [],
-    "x0": [],
-    "flow": ["--diffusion.schedule.kind=flow"],
-    "edm": ["--diffusion.schedule.kind=edm", "--sampling.spacing=karras"],
+OBJECTIVES: dict[str, dict[str, str]] = {
+    "eps": {},
+    "v": {},
+    "x0": {},
+    "flow": {"diffusion.schedule.kind": "flow"},
+    "edm": {"diffusion.schedule.kind": "edm", "sampling.spacing": "karras"},
 }
 WEIGHTS = ("uniform", "min_snr", "sigmoid")
 REFERENCE = "x0, uniform"  # the quickstart
@@ -53,26 +55,33 @@ class Drawn:
 @door
 def main() -> Optional[int]:
     options = parse()
-    rows: dict[str, dict[int, Drawn]] = {}
-    failed: dict[str, str] = {}
     runs = [(objective, weight, seed) for seed in options.seeds for objective, weight in combinations(options)]
-    for objective, weight, seed in tqdm(runs, desc="runs", unit="run"):
+    # Bad settings of all of them are told before the first training; what cannot be combined is told at the end.
+    configs, failed = configurations(runs, options)
+    rows: dict[str, dict[int, Drawn]] = {}
+    for objective, weight, seed in tqdm(list(configs), desc="runs", unit="run"):
         try:
-            drawn = run(objective, weight, seed, options)
-        except UserError as error:  # it diverged, or cannot be combined: no reason to lose the others
+            drawn = run(configs[objective, weight, seed])
+        except UserError as error:  # it diverged: no reason to lose the others
             failed[f"{objective}, {weight}, seed {seed}"] = str(error)
-            continue
-        if drawn is None:
-            print(f"interrupted; the same command goes on ({options.out})", file=sys.stderr)
-            return 1
-        rows.setdefault(f"{objective}, {weight}", {})[seed] = drawn
-        # All that is known so far: a series of runs takes long.
-        report = {"steps": options.steps, "combinations": summarize(rows), "failed": failed}
-        (options.out / "compare_objectives.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        else:
+            if drawn is None:
+                print(f"interrupted; the same command goes on ({options.out})", file=sys.stderr)
+                return 1
+            rows.setdefault(f"{objective}, {weight}", {})[seed] = drawn
+        save(options, rows, failed)  # after each: a series of runs takes long
     print(table(summarize(rows)))
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}")
     return 1 if failed else None
+
+
+def save(options: argparse.Namespace, rows: dict[str, dict[int, Drawn]], failed: dict[str, str]) -> None:
+    """Writes what is known, whole or not at all."""
+    report = {"steps": options.steps, "combinations": summarize(rows), "failed": failed}
+    aside = options.out / ".compare_objectives.json"
+    aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, options.out / "compare_objectives.json")
 
 
 def combinations(options: argparse.Namespace) -> list[tuple[str, str]]:
@@ -81,23 +90,40 @@ def combinations(options: argparse.Namespace) -> list[tuple[str, str]]:
     return [pair for pair in pairs if pair[0] != "edm" or pair[1] == "uniform"]
 
 
-def run(objective: str, weight: str, seed: int, options: argparse.Namespace) -> Optional[Drawn]:
+def configurations(
+    runs: list[tuple[str, str, int]], options: argparse.Namespace
+) -> tuple[dict[tuple[str, str, int], Config], dict[str, str]]:
+    """The configuration of each run, and why others have none. Raises UserError where a run in --out has another."""
+    configs, refused = {}, {}
+    for objective, weight, seed in runs:
+        own = {
+            "runs_dir": options.out, "name": f"{objective}_{weight}_{seed}", "seed": seed, "device": options.device,
+            "training.num_steps": options.steps, "training.warmup_steps": options.steps // 8,
+            "training.visualize_every_step": options.steps, "evaluation.lpips_net": "none",
+            "diffusion.parameterization": objective, "diffusion.weight.kind": weight, **OBJECTIVES[objective],
+        }  # fmt: skip
+        taken = [key for key in own if any(o.split("=")[0] == f"--{key}" for o in options.overrides)]
+        require(not taken, f"--{taken and taken[0]}: is what this comparison sets itself; leave it out")
+        try:
+            config = load_config([*(f"--{key}={value}" for key, value in own.items()), *options.overrides], QUICKSTART)
+        except UserError as error:
+            refused[f"{objective}, {weight}, seed {seed}"] = str(error)
+            continue
+        saved = options.out / config.name / "config.yaml"
+        same = not saved.exists() or yaml.safe_load(saved.read_text(encoding="utf-8")) == config.resolved()
+        require(same, f"--out: {saved.parent} is a run with other settings; give another folder")
+        configs[objective, weight, seed] = config
+    if not configs:
+        raise UserError(next(iter(refused.values())))
+    return configs, refused
+
+
+def run(config: Config) -> Optional[Drawn]:
     """Trains, or goes on with, one run; None where a signal has stopped it."""
-    name = f"{objective}_{weight}_{seed}"
-    config = load_config(
-        [
-            f"--runs_dir={options.out}", f"--name={name}", f"--seed={seed}", f"--device={options.device}",
-            f"--training.num_steps={options.steps}", f"--training.warmup_steps={options.steps // 8}",
-            f"--training.visualize_every_step={options.steps}", "--evaluation.lpips_net=none",
-            f"--diffusion.parameterization={objective}", f"--diffusion.weight.kind={weight}",
-            *OBJECTIVES[objective], *options.overrides,
-        ],
-        QUICKSTART,
-    )  # fmt: skip
     if train(config).status == "interrupted":
         return None
-    folder = options.out / name
-    evaluation = json.loads((folder / "evaluation" / f"step_{options.steps:08d}.json").read_text(encoding="utf-8"))
+    folder, step = Path(config.runs_dir) / config.name, config.training.num_steps
+    evaluation = json.loads((folder / "evaluation" / f"step_{step:08d}.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     clip_rates = [line["sampling/clip_rate"] for line in lines if "sampling/clip_rate" in line]
     psnr = np.array([clip["model"]["psnr"] for clip in evaluation["clips"]])

@@ -101,13 +101,16 @@ def _interpolation(options: argparse.Namespace, subject: Subject) -> tuple[Itera
 
 def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
     """The sampling settings of the command line, checked as those of a configuration are."""
-    changes = {"sampler": options.sampler, "num_inference_steps": options.steps}
-    changes = {key: value for key, value in changes.items() if value is not None}
+    sampling = predictor.sampling
+    if options.sampler is not None:
+        sampling = sampling.with_sampler(options.sampler)
+    if options.steps is not None:
+        sampling = dataclasses.replace(sampling, num_inference_steps=options.steps)
     if options.guidance is not None:
-        kind = predictor.sampling.guidance.kind
-        kind = "vanilla" if kind == "none" else kind
-        changes["guidance"] = dataclasses.replace(predictor.sampling.guidance, kind=kind, scale=options.guidance)
-    predictor.sampling = dataclasses.replace(predictor.sampling, **changes)
+        kind = "vanilla" if sampling.guidance.kind == "none" else sampling.guidance.kind
+        guidance = dataclasses.replace(sampling.guidance, kind=kind, scale=options.guidance)
+        sampling = dataclasses.replace(sampling, guidance=guidance)
+    predictor.sampling = sampling
 
 
 def _options() -> argparse.Namespace:

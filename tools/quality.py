@@ -61,8 +61,8 @@ class Scene:
 
     @staticmethod
     def open(device: torch.device, overrides: Sequence[str]) -> "Scene":
-        # Without fresh noise at each step, networks are compared and not luck.
-        config = load_config(["--sampling.eta=0", *overrides], default_file=QUICKSTART)
+        # Without fresh noise at each step: one source of chance less between the networks.
+        config = load_config(["--sampling.sampler=ddim", *overrides], default_file=QUICKSTART)
         autoencoder = build_autoencoder(config.autoencoder).to(device)
         train, val = (build_dataset(config.data, split, config.seed) for split in ("train", "val"))
         calibration = calibrate(config, train, autoencoder, device)

@@ -152,11 +152,8 @@ def _figures(summary: Summary) -> dict[str, Optional[float]]:
 
 def cell_of(configured: SamplingConfig, sampler: str, steps: int) -> SamplingConfig:
     """The model's own settings with another sampler and number of steps. UserError where that is none."""
-    # What is ddim's alone cannot stay where another sampler takes its place.
-    others = {} if sampler == "ddim" else {"eta": 0.0, "rederive_eps": True}
-    return dataclasses.replace(
-        configured, sampler=sampler, num_inference_steps=steps, num_inference_steps_start=None, **others
-    )
+    fixed = dataclasses.replace(configured, num_inference_steps=steps, num_inference_steps_start=None)
+    return fixed.with_sampler(sampler)
 
 
 def plan_cells(

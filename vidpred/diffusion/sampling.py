@@ -4,6 +4,7 @@ A refused combination is one line that names the key, the reason and the cure. W
 alone is refused when it is built, what depends on the schedule too by `require_sampling`.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Callable, Literal, Optional
 
@@ -101,6 +102,11 @@ class SamplingConfig:
             0 <= self.context_noise < 1,
             f"sampling.context_noise: {self.context_noise} must be 0 or more and below 1 (pure noise)",
         )
+
+    def with_sampler(self, sampler: str) -> "SamplingConfig":
+        """The same settings for another sampler, without those that are ddim's alone. Raises UserError."""
+        own = {} if sampler == "ddim" else {"eta": 0.0, "rederive_eps": True}
+        return dataclasses.replace(self, sampler=sampler, **own)
 
     def num_steps_at(self, progress: float) -> int:
         """Inference steps when the fraction `progress` in [0, 1] of training is done."""

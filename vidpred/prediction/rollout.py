@@ -139,7 +139,7 @@ def keyframes_first(
     between = torch.arange(1.0, stride + 1, device=context.device)
     while done < num_frames:
         known = len(history)
-        ahead = min(window_frames - known, -(-(num_frames - done) // stride))
+        ahead = window_frames - known  # all of them, also of the last window: the beginning of a rollout is its own
         times = stride * torch.arange(1.0, ahead + 1, device=context.device)
         keyframes = sample(history.window(times, number))[:, known:]
         number += 1

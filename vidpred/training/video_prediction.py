@@ -362,7 +362,8 @@ class VideoPredictionTask:
         return {"quarantined": merged, "substitute": self._validation.dataset.substitute}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        before, now = state.get("substitute"), self._validation.dataset.substitute
+        now = self._validation.dataset.substitute
+        before = state.get("substitute", now)
         if before != now:
             raise UserError(
                 f"data.root: the run was trained on {before or 'the real data'}, and there are {now or 'real data'} "
