@@ -339,6 +339,14 @@ def test_half_precision_networks_do_not_change_the_samplers_type():
     assert sample_ddim(lambda x, level: x.bfloat16(), x, levels).dtype == torch.float32
 
 
+def test_another_sampler_takes_the_settings_that_are_not_ddims_alone():
+    own = SamplingConfig(eta=0.5, rederive_eps=False, num_inference_steps=7)
+    assert own.with_sampler("heun") == SamplingConfig("heun", num_inference_steps=7)
+    assert own.with_sampler("ddim") == own
+    with pytest.raises(UserError, match="sampling.sampler: 'x' is not known"):
+        own.with_sampler("x")
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.6])
 @pytest.mark.parametrize("rederive_eps", [True, False])
 def test_build_sampler_ddim(eta, rederive_eps):

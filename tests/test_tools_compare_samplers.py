@@ -344,7 +344,7 @@ def test_a_model_that_was_never_trained_and_a_single_clip(tmp_path, run_tool):
     code, lines, _ = run_tool("--samplers", "euler", "--steps", 1, "--clips", 1, cwd=tmp_path)
     assert code == 0 and lines[0].startswith("model: untrained model of quickstart.yaml")
     result = json.loads((tmp_path / "samplers" / "untrained" / "compare_samplers.json").read_text())
-    assert list(cells_of(result)) == [("ddim", 20), ("euler", 1)]
+    assert list(cells_of(result)) == [("ddpm", 20), ("euler", 1)]
     assert all(cell["psnr"]["ci95"] is None for cell in result["cells"])
     assert result["cells"][0]["psnr"]["mean"] == pytest.approx(result["decoded_floor"]["mean"], abs=0.05)
 
