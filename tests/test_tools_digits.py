@@ -164,12 +164,12 @@ def test_true_digits_are_recognised_and_noise_is_not(tmp_path, monkeypatch, size
 
     right = matches(found(frames), digits.labels[:, None]).double()
     assert right[apart(digits.positions, digits.side)].mean() >= 0.95
-    assert right.mean() >= 0.8 and chance(found(frames), digits.labels) < 0.25
+    assert right.mean() >= 0.85 and chance(found(frames), digits.labels) < 0.25
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, frames.shape, generator=generator, dtype=torch.uint8)
     kernel = config.side // 2 + 1
     smears = F.avg_pool2d(frames.flatten(0, 1).float(), kernel, 1, kernel // 2).to(torch.uint8)
-    means = frames.float().mean(dim=1, keepdim=True).to(torch.uint8)
-    for nothing in (noise, smears.view_as(frames), torch.zeros_like(frames), means):
-        assert (found(nothing) != NO_DIGIT).double().mean() < 0.6
-        assert matches(found(nothing), digits.labels[:, None]).double().mean() < 0.25
+    crowd = frames.float().mean(dim=0, keepdim=True).expand_as(frames).to(torch.uint8)
+    for nothing in (noise, smears.view_as(frames), torch.zeros_like(frames), crowd):
+        assert (found(nothing) != NO_DIGIT).double().mean() < 0.05
+        assert matches(found(nothing), digits.labels[:, None]).double().mean() < 0.05

@@ -32,7 +32,7 @@ SQUARE = 20  # S
 NOTHING = 10
 CLOSE, FAR = 2, 5  # of S: a square this close to a digit's shows it, one this far from all shows none
 LEAST_ACCURACY = 0.98
-STEPS, FRAMES_PER_STEP, PEAK_RATE = 900, 160, 4e-3
+STEPS, FRAMES_PER_STEP, PEAK_RATE = 1400, 160, 4e-3
 
 
 class DigitNetwork(nn.Module):
@@ -99,8 +99,8 @@ def trained_classifier(config: MovingDigitsConfig, device: torch.device) -> Digi
         accuracy = isolated_accuracy(network, config)
         if accuracy < LEAST_ACCURACY:
             raise UserError(
-                f"digits: the classifier knows {accuracy:.1%} of the test digits, {config.side} pixels a side, and "
-                f"{LEAST_ACCURACY:.0%} are needed; set a larger data.digit_size, or check MNIST's files"
+                f"digits: the classifier knows {accuracy:.1%} of the test digits, {config.side} pixels a side, "
+                f"and {LEAST_ACCURACY:.0%} are needed; set a larger data.digit_size, or check MNIST's files"
             )
         _save(network, accuracy, path)
     return DigitClassifier(network.to(device).eval().requires_grad_(False), config.side, accuracy)

@@ -10,7 +10,7 @@ from typing import Optional
 
 import torch
 import torch.nn.functional as F
-from digit_classifier import NOTHING, SQUARE, DigitClassifier
+from digit_classifier import NOTHING, DigitClassifier
 from torch import Tensor
 
 NO_DIGIT = -1

@@ -53,7 +53,8 @@ def main() -> int:
     for line in lines(scene, references, behaviours):
         print(line)
     _save_json(folder / "long_rollout.json", options, subject, scene, references, behaviours, names)
-    title = f"{subject.title}: {len(names)} clips, {scene.windows} windows of {scene.window_frames} frames"
+    extent = f"{scene.windows} windows of {scene.window_frames} frames"
+    title = f"{subject.title}: {len(names)} clip(s), {extent}"
     save_plot(folder / "long_rollout.png", title, scene, references, behaviours)
     save_video(folder / "long_rollout.mp4", scene, shown, fps)
     print(f"\nfiles: {folder}/long_rollout.json, .png, .mp4 ({names[0]}; from the left: "
@@ -128,11 +129,12 @@ def _with_long_clips(options: argparse.Namespace, subject: Subject, frames: int)
 
 
 def _clips(options: argparse.Namespace, subject: Subject) -> ClipBatch:
+    frames = subject.data.num_frames
     try:
         return validation_clips(subject, options.clips)
     except UserError as error:
         raise UserError(
-            f"--windows {options.windows}: needs validation clips of {subject.data.num_frames} frames ({error}); "
+            f"--windows {options.windows}: needs validation clips of {frames} frames ({error}); "
             "lower --windows, or give one long file with --video"
         ) from error
 

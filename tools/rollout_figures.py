@@ -149,7 +149,8 @@ class References:
 
     def to_json(self) -> dict[str, Any]:
         digits = self.digits and [asdict(window) for window in self.digits]
-        return {**{name: value for name, value in vars(self).items() if name != "last_shown"}, "digits": digits}
+        plain = {name: value for name, value in vars(self).items() if name != "last_shown"}
+        return {**plain, "digits": digits}
 
 
 # The truth -------------------------------------------------------------------------------------------------
@@ -248,9 +249,9 @@ def roll_out(scene: Scene, options: RolloutOptions, references: References, show
             for number, frames in enumerate(in_windows(pieces, scene.window_frames)):
                 peak = _device_peak_mib(device)
                 shown[number * scene.window_frames :][: scene.window_frames] = frames[0]
-                behaviour.windows.append(
-                    _measure(scene, number, frames, previous, references, watch.take(scene.window_frames), peak)
-                )
+                ranges = watch.take(scene.window_frames)
+                measured = _measure(scene, number, frames, previous, references, ranges, peak)
+                behaviour.windows.append(measured)
                 previous = frames[:, -1:]
                 bar.update(scene.window_frames)
                 _forget_peak(device)

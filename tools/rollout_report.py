@@ -12,6 +12,7 @@ from vidpred.video_io import trajectory_video
 LOSSLESS = 60.0  # dB: a ceiling above it would press the other curves flat
 SHOWN_WINDOWS = (1, 2, 5, 10, 20, 50, 100)
 RIGHT_MOTION = (0.5, 2.0)
+LEAST_MOTION = 1 / 16
 
 
 # Text ------------------------------------------------------------------------------------------------------
@@ -29,8 +30,8 @@ def lines(scene: Scene, references: References, behaviours: list[Behaviour]) -> 
         accuracy = scene.digits.detector.classifier.accuracy
         yield ""
         yield (
-            f"detector: the classifier knows {accuracy:.1%} of the test digits; found in true frames whose digits "
-            f"overlap by at most a quarter: {_percent(share)} (they are {apart:.0%} of all)"
+            f"detector: the classifier knows {accuracy:.1%} of the test digits; found in true frames whose "
+            f"digits overlap by at most a quarter: {_percent(share)} (they are {apart:.0%} of all)"
         )
 
 
@@ -118,7 +119,7 @@ def _plot_psnr(axes: Any, scene: Scene, references: References, behaviours: list
         values = [value for window in behaviour.windows for value in window.psnr]
         axes.plot(range(1, len(values) + 1), values, color=f"C{place}", linewidth=1.2, label=behaviour.name)
     horizons = range(1, len(references.floor) + 1)
-    axes.plot(horizons, references.floor, "--", color="grey", linewidth=1, label="floor: copy of the last frame")
+    axes.plot(horizons, references.floor, "--", color="grey", label="floor: copy of the last frame")
     ceiling = references.ceiling
     if ceiling and max(ceiling) < LOSSLESS:
         axes.plot(horizons, ceiling, ":", color="black", label="ceiling: the truth through the autoencoder")
@@ -128,21 +129,26 @@ def _plot_psnr(axes: Any, scene: Scene, references: References, behaviours: list
         axes.axvline(boundary + 0.5, color="black", alpha=0.08, linewidth=0.8)
     if len(references.floor) < scene.num_frames:
         where = len(references.floor) + 0.5
-        axes.axvspan(where, scene.num_frames + 0.5, color="grey", alpha=0.12, label="no truth: the video has ended")
+        end = scene.num_frames + 0.5
+        axes.axvspan(where, end, color="grey", alpha=0.12, label="no truth: the video has ended")
     axes.set(xlabel="predicted frame (a line after each window)", ylabel="PSNR, dB")
     axes.set_xlim(0.5, scene.num_frames + 0.5)
-    axes.legend(fontsize=8)
+    _legend_above(axes, columns=4)
 
 
 def _plot_motion(axes: Any, behaviours: list[Behaviour]) -> None:
     axes.axhspan(*RIGHT_MOTION, color="tab:green", alpha=0.1)
     axes.axhline(1, color="grey", linestyle=":")
-    values = _plot_by_window(axes, behaviours, lambda window: window.motion_ratio)
-    positive = [value for value in values if value > 0]
+    values = _plot_by_window(axes, behaviours, _visible_motion)
     axes.set_yscale("log", base=2)
-    axes.set_ylim(min([0.25, *positive]) / 1.2, max([4.0, *positive]) * 1.2)
+    axes.set_ylim(LEAST_MOTION / 1.2, max([4.0, *values]) * 1.2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(ylabel="motion over the truth's (green: half to twice)")
+
+
+def _visible_motion(window: WindowFigures) -> Optional[float]:
+    """A frozen picture is drawn on the chart's bottom, not left out."""
+    return None if window.motion_ratio is None else max(window.motion_ratio, LEAST_MOTION)
 
 
 def _plot_digits(axes: Any, references: References, behaviours: list[Behaviour]) -> None:
@@ -155,12 +161,17 @@ def _plot_digits(axes: Any, references: References, behaviours: list[Behaviour])
         axes.plot(numbers[: len(chances)], [100 * value for value in chances], "--", color="grey",
                   label="labels of another clip")  # fmt: skip
     axes.set(ylabel="digits recognised, %", ylim=(0, 102))
-    axes.legend(fontsize=8, loc="best")
+    _legend_above(axes, columns=2)
 
 
 def _plot_range(axes: Any, behaviours: list[Behaviour]) -> None:
     values = _plot_by_window(axes, behaviours, lambda window: 100 * window.far_outside)
     axes.set(ylabel="values beyond [-0.1, 1.1], %", ylim=(0, 1.1 * max([1.0, *values])))
+
+
+def _legend_above(axes: Any, columns: int) -> None:
+    """Outside of the chart, where no curve runs."""
+    axes.legend(fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
 
 
 def _plot_by_window(axes: Any, behaviours: list[Behaviour], figure: Any) -> list[float]:
