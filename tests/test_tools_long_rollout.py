@@ -268,8 +268,9 @@ def test_a_video_gives_truth_as_far_as_it_goes(run_tool, tmp_path):
 
 def test_digits_are_counted_and_the_classifier_is_kept(run_tool, tmp_path, monkeypatch):
     """A classifier that was hardly trained, on digits that are none: the way through is what is tested here."""
-    root, missing = write_mnist(tmp_path / "mnist"), str(tmp_path / "moved away")
-    data = {"kind": "moving_digits", "root": missing, "num_frames": 5, "height": 32, "width": 32,
+    root, empty = write_mnist(tmp_path / "mnist"), tmp_path / "empty"
+    empty.mkdir()
+    data = {"kind": "moving_digits", "root": str(empty), "num_frames": 5, "height": 32, "width": 32,
             "num_workers": 0}  # fmt: skip
     run, out = untrained(tmp_path / "run", data), tmp_path / "out"
     arguments = ("--checkpoint", run, "--windows", 2, "--clips", 3, "--stabilization", 0, "--out", out)
