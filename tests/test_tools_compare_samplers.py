@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -70,17 +69,8 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def run_tool(monkeypatch, capsys):
-    def call(*arguments, cwd):
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
-
-    return call
+def run_tool(run_file):
+    return partial(run_file, TOOL)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """tools/evaluate.py by the command line: every task, any split, best of N, several processes, refusals."""
 
 import json
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,19 +25,8 @@ def workplace(tmp_path_factory, cache):  # noqa: F811
 
 
 @pytest.fixture
-def evaluate(monkeypatch, capsys):
-    """Runs the tool as `python tools/evaluate.py ARGUMENTS` does, without the seconds that imports take."""
-
-    def run(*arguments, cwd):
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
+def evaluate(run_file):
+    return partial(run_file, TOOL)
 
 
 def test_all_tasks_of_the_newest_run(workplace, evaluate):

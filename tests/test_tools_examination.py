@@ -1,7 +1,6 @@
 """The tools that examine a model or predict with it, through the command line: untrained, trained and broken."""
 
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -57,20 +56,9 @@ def workplace(tmp_path_factory, environment):
 
 
 @pytest.fixture
-def run_tool(environment, monkeypatch, capsys):
-    """Runs a tool as `python TOOL ARGUMENTS` does, without the seconds that a new process takes to import."""
-
-    def run(tool, *arguments, cwd):
-        monkeypatch.setenv("VIDPRED_CACHE", environment["VIDPRED_CACHE"])
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", [str(tool), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(tool), run_name="__main__")
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
+def run_tool(environment, monkeypatch, run_file):
+    monkeypatch.setenv("VIDPRED_CACHE", environment["VIDPRED_CACHE"])
+    return run_file
 
 
 def plant(workplace, target, change):

@@ -1,8 +1,8 @@
 """The tool for long rollouts: what it measures by window, and the command itself."""
 
 import json
-import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -196,19 +196,9 @@ def untrained(folder, data, context_frames=2):
 
 
 @pytest.fixture
-def run_tool(tmp_path_factory, monkeypatch, capsys):
-    """Runs the tool as `python tools/long_rollout.py ARGUMENTS` does: (exit code, lines, lines of errors)."""
-
-    def run(*arguments):
-        monkeypatch.setenv("VIDPRED_CACHE", str(tmp_path_factory.getbasetemp() / "long_rollout_cache"))
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name="__main__")
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out.splitlines(), printed.err.splitlines()
-
-    return run
+def run_tool(tmp_path_factory, monkeypatch, run_file):
+    monkeypatch.setenv("VIDPRED_CACHE", str(tmp_path_factory.getbasetemp() / "long_rollout_cache"))
+    return partial(run_file, TOOL)
 
 
 def results(folder):

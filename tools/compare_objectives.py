@@ -11,7 +11,6 @@ same order.
 
 import argparse
 import json
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from vidpred.build import train  # noqa: E402
 from vidpred.configuration import Config, load_config  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402
 from vidpred.evaluation.statistics import half_width  # noqa: E402
+from vidpred.files import write_json  # noqa: E402
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
 # flow and edm are objectives of noise schedules of their own; the others have the quickstart's.
@@ -79,9 +79,7 @@ def main() -> Optional[int]:
 def save(options: argparse.Namespace, rows: dict[str, dict[int, Drawn]], failed: dict[str, str]) -> None:
     """Writes what is known, whole or not at all."""
     report = {"steps": options.steps, "combinations": summarize(rows), "failed": failed}
-    aside = options.out / ".compare_objectives.json"
-    aside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, options.out / "compare_objectives.json")
+    write_json(options.out / "compare_objectives.json", report)
 
 
 def combinations(options: argparse.Namespace) -> list[tuple[str, str]]:

@@ -9,7 +9,6 @@ Labels are 0 .. 9, and NOTHING for background, parts of digits, noise and smears
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from vidpred.data import MovingDigitsConfig
 from vidpred.data.moving_digits import Digits, find_file, read_digits, resize
 from vidpred.data.scan import cache_folder, fingerprint
 from vidpred.errors import UserError
+from vidpred.files import written_aside
 
 VERSION = 1  # part of the file's name: raise it with any change of the network or its training
 SQUARE = 20  # S
@@ -118,11 +118,9 @@ def _path(config: MovingDigitsConfig) -> Path:
 
 
 def _save(network: nn.Module, accuracy: float, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    save_file(tensors, str(aside), {"accuracy": f"{accuracy:.6f}"})
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        save_file(tensors, str(aside), {"accuracy": f"{accuracy:.6f}"})
 
 
 # Training --------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ long_rollout.json, .png and .mp4. Exit code: 0, 1 when a value is not finite, 2 
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
 from pathlib import Path
@@ -31,6 +30,7 @@ from vidpred.build import open_subject  # noqa: E402
 from vidpred.data import ClipBatch, MovingDigitsConfig, ShapesConfig, digit_tracks  # noqa: E402
 from vidpred.diagnosis import Subject, results_folder, validation_clips, video_clip  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402
+from vidpred.files import write_json  # noqa: E402
 from vidpred.prediction import RolloutOptions  # noqa: E402
 
 CLIPS_FPS = 8.0  # of the moving pictures, as those that training makes
@@ -173,7 +173,7 @@ def _save_json(
         "references": references.to_json(),
         "rollouts": [behaviour.to_json() for behaviour in behaviours],
     }  # fmt: skip
-    path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, report)
 
 
 def _options() -> argparse.Namespace:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from vidpred.errors import UserError
+from vidpred.files import written_aside
 
 PathLike = Union[str, Path]
 
@@ -28,22 +29,6 @@ GAP = 4
 ERROR_GAIN = 2
 BACKGROUND, TEXT = (24, 24, 24), (235, 235, 235)
 CONTEXT_COLOUR, UNKNOWN_COLOUR, NO_COLOUR = (60, 200, 90), (240, 150, 40), (70, 70, 70)
-
-
-# ---- files ----
-
-
-@contextlib.contextmanager
-def _written_aside(path: PathLike) -> Iterator[Path]:
-    """Yields a temporary sibling with the same ending and renames it to `path` when the block succeeds."""
-    path = Path(os.path.abspath(path))  # FFmpeg reads a bare name such as `concat:...` as an instruction
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _check_frames(frames: Tensor) -> None:
@@ -77,7 +62,7 @@ def open_video(path: PathLike, fps: float, crf: int = 18) -> Iterator[Callable[[
     """
     import av
 
-    with _written_aside(path) as aside:
+    with written_aside(path) as aside:
         with av.open(str(aside), "w", format="mp4") as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.pix_fmt = "yuv420p"
@@ -99,7 +84,7 @@ def write_gif(path: PathLike, frames: Tensor, fps: float) -> None:
     _check_frames(frames)
     pictures = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in _rgb(frames)]
     milliseconds = max(20, 10 * round(100 / fps))  # the format counts hundredths; players slow down below two
-    with _written_aside(path) as aside:
+    with written_aside(path) as aside:
         pictures[0].save(
             aside, save_all=True, append_images=pictures[1:], duration=milliseconds, loop=0, optimize=False
         )
@@ -108,7 +93,7 @@ def write_gif(path: PathLike, frames: Tensor, fps: float) -> None:
 def write_png(path: PathLike, image: Tensor) -> None:
     """Writes one picture, uint8 (C, H, W)."""
     _check_frames(image[None])
-    with _written_aside(path) as aside:
+    with written_aside(path) as aside:
         Image.fromarray(_rgb(image)).save(aside)
 
 
@@ -128,12 +113,13 @@ def read_frames(
         raise UserError(f"{path}: no such file; give the path of a video file")
     stop = None if count is None else start + (count - 1) * stride + 1
     try:
-        # Absolute for the same reason as in `_written_aside`.
+        # Absolute for the same reason as in `files.written_aside`.
         with av.open(os.path.abspath(path), metadata_errors="ignore") as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise UserError(f"{path}: holds no video stream; choose another file")
-            stream.thread_type = "AUTO"
+            if stream is None or stream.codec_context is None:
+                raise UserError(f"{path}: holds no video that can be decoded; choose another file")
+            # Threads of decoders can wait for each other for ever, on damaged files above all.
+            stream.codec_context.thread_count = 1
             pictures = list(_selected(container.decode(stream), start, stop, stride))
             fps = float(stream.average_rate or stream.guessed_rate or 0)
     except av.FFmpegError as error:

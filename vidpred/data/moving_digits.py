@@ -23,6 +23,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vidpred import distributed
 from vidpred.data.clips import Clip, ClipDataset
@@ -224,17 +225,9 @@ def _track(generator: np.random.Generator, frames: int, room: np.ndarray, speed:
 
 def resize(picture: np.ndarray, side: int) -> np.ndarray:
     """(h, w) uint8 -> (side, side) uint8: bilinear, with antialiasing where it shrinks."""
-    rows, columns = (_interpolation(size, side) for size in picture.shape)
-    return np.rint(rows @ picture @ columns.T).astype(np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _interpolation(size: int, wanted: int) -> np.ndarray:
-    """(wanted, size) float64: the weights of the old pixels in each new one, a triangle around its centre."""
-    scale = size / wanted
-    centres = (np.arange(wanted)[:, None] + 0.5) * scale
-    weights = np.clip(1 - np.abs(np.arange(size) + 0.5 - centres) / max(scale, 1.0), 0, None)
-    return weights / weights.sum(axis=1, keepdims=True)
+    values = torch.tensor(picture, dtype=torch.float32)[None, None]
+    resized = F.interpolate(values, size=(side, side), mode="bilinear", antialias=True)
+    return resized[0, 0].round().to(torch.uint8).numpy()
 
 
 class MovingDigits(ClipDataset):

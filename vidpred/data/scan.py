@@ -20,6 +20,7 @@ from typing import Any, Callable, Iterator, Optional
 from vidpred import distributed
 from vidpred.data.clips import ClipError
 from vidpred.data.sources import Source
+from vidpred.files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +149,10 @@ class CacheBook:
     def rewrite(self, prints: dict[str, list[int]], known: dict[str, Any]) -> None:
         """All records in one file, put in place at once."""
         target = self._folder / f"{self._stem}.jsonl"
-        aside = target.with_suffix(f".tmp{os.getpid()}")
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            aside.write_text(
-                "".join(_line(name, prints[name], known[name]) for name in known), encoding="utf-8"
-            )
-            os.replace(aside, target)
+            with written_aside(target) as aside:
+                lines = (_line(name, prints[name], known[name]) for name in known)
+                aside.write_text("".join(lines), encoding="utf-8")
         except OSError as error:
             logger.warning("the scan cannot be remembered in %s: %s", self._folder, error.strerror)
 

@@ -10,7 +10,6 @@ outline, so edges are anti-aliased and motion is visible below one pixel.
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator
@@ -21,6 +20,7 @@ from vidpred import distributed
 from vidpred.data.config import DATASETS, SPLITS, ClipConfig, require
 from vidpred.data.scan import cache_folder
 from vidpred.data.video_folder import VideoFolder, VideoFolderConfig, build_video_folder
+from vidpred.files import written_aside
 from vidpred.random_streams import host_generator
 
 RENDER_VERSION = 2  # Part of the folder's name: raise it with any change of the pictures.
@@ -184,8 +184,7 @@ def encode(path: Path, frames: np.ndarray, fps: float) -> None:
     import av
     from fractions import Fraction
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with av.open(str(aside), "w", format="mp4") as container:
+    with written_aside(path) as aside, av.open(str(aside), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.options = {"crf": "8", "preset": "ultrafast"}
@@ -193,7 +192,6 @@ def encode(path: Path, frames: np.ndarray, fps: float) -> None:
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
-    os.replace(aside, path)
 
 
 def shapes_folder(config: ShapesConfig) -> Path:

@@ -6,9 +6,7 @@ steps.
 """
 
 import dataclasses
-import json
 import math
-import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import SAMPLERS, SamplingConfig, StepReport, require_sampling
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, EvaluationConfig, Summary, evaluate, summarize
+from vidpred.files import write_json
 from vidpred.prediction import Predictor
 
 BATCH_SIZE = 8
@@ -120,9 +119,7 @@ class SamplerComparison:
 
     def save(self, path: Path) -> None:
         """Writes the JSON file, whole or not at all."""
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_json(path, self.to_json())
 
     def _cell_json(self, row: SamplerRow) -> dict[str, Any]:
         return {

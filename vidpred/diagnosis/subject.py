@@ -62,7 +62,6 @@ def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Sub
     if "model" not in checkpoint.tensors:
         raise UserError(f"checkpoint {checkpoint.path}: holds no model.safetensors; use another checkpoint")
     config = checkpoint.config
-    inside_run = checkpoint.path.absolute().parent.name == "checkpoints"
     return Subject(
         title=f"{checkpoint.path} (step {checkpoint.step})",
         predictor=predictor,
@@ -72,7 +71,7 @@ def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Sub
         data=DATASETS.from_mapping(config["data"]),
         conditioning=from_mapping(ConditioningConfig, config["conditioning"], "conditioning"),
         seed=config.get("seed", 0),
-        folder=checkpoint.path.absolute().parents[1 if inside_run else 0],
+        folder=checkpoint.run_folder,
         name=f"step_{checkpoint.step:08d}",
     )
 

@@ -1,7 +1,5 @@
 """The result of an evaluation: summaries, the JSON file, the table that is printed."""
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Iterator, Optional
@@ -10,6 +8,7 @@ import numpy as np
 
 from vidpred.evaluation.records import METRICS, ClipSample, ClipScores, row_titles
 from vidpred.evaluation.statistics import Summary, half_width, summarize
+from vidpred.files import write_json
 
 HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 FLOORS = ("floor", "decoded_floor", "linear")
@@ -89,12 +88,8 @@ class Evaluation:
 
     def save(self, path: str | Path) -> Path:
         """Writes the JSON file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(aside, path)
-        return path
+        write_json(path, self.to_json())
+        return Path(path)
 
     def table(self) -> str:
         """The rows, aligned, and below them the gain over the floors, the motion and what is missing."""

@@ -85,8 +85,8 @@ class LatentSampler:
         steps: (n+1, T) int64 in 0 .. num_steps. Other arguments as `sample`'s. Returns (B, T, C, h, w), given
         frames as they came.
         """
-        fraction = torch.as_tensor(context_noise, dtype=torch.float64, device=x.device)
-        context = self.schedule.at(fraction.expand(given.shape), torch.float32)
+        fraction = torch.zeros(given.shape, dtype=torch.float64, device=x.device) + context_noise
+        context = self.schedule.at(fraction, torch.float32)
         levels = self._path[steps][:, None].expand(len(steps), *given.shape)
         levels = NoiseLevel.where(given, context, levels)
         mask = append_dims(given, x.ndim)

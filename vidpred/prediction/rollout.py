@@ -183,17 +183,17 @@ def pyramid(
     unknown = window_frames - overlap
     lag = -(-num_steps // unknown)
     x = torch.cat([noise(frame) for frame in range(unknown)], dim=1)
-    # Counted on the CPU: how long a walk is must not be asked of a GPU, which would wait for all its work.
-    due = -lag * torch.arange(unknown)  # steps of each frame that are due by now
+    behind = lag * torch.arange(unknown, device=context.device)
+    done = 0  # steps of the first unknown frame
     for frame in range(num_frames):
         known = len(history)
         window = history.window(torch.arange(1.0, unknown + 1, device=context.device), frame)
         window.latents[:, known:] = x
-        ticks = torch.arange(num_steps - int(due[0]) + 1)
-        steps = (due + ticks[:, None]).clamp(0, num_steps)  # (n+1, U)
+        first = torch.arange(done, num_steps + 1, device=context.device)
+        steps = (first[:, None] - behind).clamp(0, num_steps)  # (n+1, U)
         steps = torch.cat([steps.new_full((len(steps), known), num_steps), steps], dim=1)
-        x = advance(window, steps.to(context.device))[:, known:]
+        x = advance(window, steps)[:, known:]
         yield x[:, :1]
         history.append(x[:, :1])
         x = torch.cat([x[:, 1:], noise(frame + unknown)], dim=1)
-        due = due + ticks[-1] - lag
+        done = num_steps - lag

@@ -7,7 +7,6 @@ inside a fence; the JSONL file is the record of the run, so a failure there is a
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from vidpred import distributed
 from vidpred.errors import UserError
+from vidpred.files import written_aside
 
 logger = logging.getLogger(__name__)
 
@@ -278,9 +278,8 @@ def _drop_lines_past(path: Path, step: int) -> None:
             continue
         if isinstance(record, dict) and record.get("step", step + 1) <= step:
             kept.append(line + "\n")
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_text("".join(kept), encoding="utf-8")
 
 
 def _kept_id(path: Path) -> str:
