@@ -46,11 +46,11 @@ def test_random_gives_any_frames_and_always_asks_for_one():
     roles = many(scheme="random")
     assert set(np.unique(roles)) == {UNKNOWN, GIVEN}
     unknown = roles == UNKNOWN
-    assert unknown.any(axis=1).all() and (unknown.mean(axis=0) > 0.4).all()
+    assert unknown.any(axis=1).all() and (unknown.mean(axis=0) > 0.3).all()
     runs = (np.diff(unknown.astype(int), axis=1) == 1).sum(axis=1) + unknown[:, 0]
     first_given = unknown[:, -1] & ~unknown[:, 0] & (runs == 1)  # prediction
     inside = ~unknown[:, 0] & ~unknown[:, -1] & (runs == 1)  # interpolation
-    assert first_given.mean() > 0.1 and inside.mean() > 0.2 and (runs > 1).mean() > 0.2
+    assert first_given.mean() > 0.3 and inside.mean() > 0.15 and (runs > 1).mean() > 0.15
     assert unknown.all(axis=1).mean() > 0.03  # and now and then nothing is given
 
 

@@ -53,12 +53,15 @@ def _prediction(config: ConditioningConfig, generator: np.random.Generator, num_
 
 
 def _random(config: ConditioningConfig, generator: np.random.Generator, num_frames: int) -> np.ndarray:
-    """One clip in two lacks one run of frames, wherever it is; the other lacks any frames.
+    """One clip in three lacks its last frames, one a run of frames wherever it is, one any frames.
 
-    Of scattered frames alone a network would hardly learn to predict far ahead: nearly always some given frame
-    would be close.
+    Each leaves at least one frame out, and may leave out all. Of scattered frames alone a network would hardly
+    learn to predict far ahead: nearly always some given frame would be close.
     """
-    if generator.random() < 0.5:
+    lacks = generator.integers(3)
+    if lacks == 0:
+        unknown = np.arange(generator.integers(num_frames), num_frames)
+    elif lacks == 1:
         start, end = sorted(generator.choice(num_frames + 1, size=2, replace=False))
         unknown = np.arange(start, end)
     else:
