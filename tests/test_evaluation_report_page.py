@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from chromium_helper import CHROMIUM, chromium
 from evaluation_helper import FRAMES, NoiseDependent, run
-from test_evaluation_report import HOSTILE, LEVELS, retake
+from test_evaluation_charts import HOSTILE
+from test_evaluation_report import LEVELS, retake
 
 from vidpred.evaluation import write_report
 

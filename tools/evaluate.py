@@ -59,8 +59,8 @@ def main() -> int:
                 save_pictures(folder / name, result.samples)
                 print(f"\n{result.table()}\nevaluation: {path}", flush=True)
             if options.report:
-                name = "report.html" if len(tasks) == 1 else f"report_{task}.html"
-                _report(folder / name, checkpoint, result, options)
+                name = "report" if len(tasks) == 1 else f"report_{task}"
+                _report(folder / f"{name}.html", checkpoint, result, options)
     return 0
 
 

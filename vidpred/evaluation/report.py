@@ -64,6 +64,7 @@ class _Content:
     def __init__(self, evaluation: Evaluation):
         self._evaluation = evaluation
         self._protocol = evaluation.protocol
+        self._plain = evaluation.to_json()
         self._metrics = [metric for metric in METRICS if self._summaries(metric)]
         self._floors = [row for row in evaluation.titles if row not in ("model", "best_of_n", "ceiling")]
         fixed = {"model": "model", "best_of_n": "best", "ceiling": "ceiling"}
@@ -77,7 +78,9 @@ class _Content:
         views, images, error_scale = film_views(films, evaluation)
         return {
             "protocol": protocol,
+            "step": {**protocol, **self._plain.get("run", {})}.get("step"),
             "stamp": list(_flat(protocol)),
+            "run": list(_flat(self._plain.get("run", {}))),
             "verdict": self._verdict(),
             "cards": [*map(self._card, self._metrics), *self._motion_card()],
             "metrics": [(self._heading(m), m in LOWER_IS_BETTER) for m in self._metrics],
@@ -248,8 +251,8 @@ class _Content:
 
     def _further_figures(self) -> dict[str, Any]:
         """What the result holds beside what has its own place on the page, whatever it is."""
-        known = {"protocol", "clips", "motion_energy_ratio", *self._evaluation.titles}
-        return {key: value for key, value in self._evaluation.to_json().items() if key not in known}
+        known = {"protocol", "run", "clips", "motion_energy_ratio", *self._evaluation.titles}
+        return {key: value for key, value in self._plain.items() if key not in known and value}
 
 
 def _level_chart(levels: Sequence[LevelErrors]) -> Markup:
@@ -273,16 +276,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str |
         if isinstance(value, dict) and 0 < len(value) <= MOST_IN_PLACE:
             yield from _flat(value, f"{prefix}{key}.")
         elif isinstance(value, dict):
-            yield prefix + key, [f"{name}: {_plain(inner)}" for name, inner in value.items()]
+            yield prefix + key, [f"{name}: {_text(inner)}" for name, inner in value.items()]
         elif isinstance(value, (list, tuple)) and len(value) > MOST_IN_PLACE:
-            yield prefix + key, [_plain(inner) for inner in value]
+            yield prefix + key, [_text(inner) for inner in value]
         else:
-            yield prefix + key, _plain(value)
+            yield prefix + key, _text(value)
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "none"
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {_text(inner)}" for key, inner in value.items()) or "none"
     if isinstance(value, float):
         return f"{value:.6g}"
     if value is None or isinstance(value, bool):
