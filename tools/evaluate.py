@@ -4,9 +4,11 @@
     python tools/evaluate.py --checkpoint DIR --split test --clips 256
     python tools/evaluate.py --task prediction interpolation infilling unconditional
     python tools/evaluate.py --trajectories 10                    also the best of ten samples of each clip
+    python tools/evaluate.py --report                             also report.html: curves, clips, protocol
     torchrun --nproc_per_node 4 tools/evaluate.py                 the same figures, sooner
 
-Writes evaluation.json (of several tasks evaluation_<task>.json each) and pictures beside it.
+Writes evaluation.json and pictures beside it, and report.html, which opens in any browser and loads nothing (of
+several tasks evaluation_<task>.json and report_<task>.html each).
 """
 
 import argparse
@@ -16,12 +18,18 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # works where vidpred is cloned but not installed
 
-from vidpred.checkpoint_store import newest_run, read_checkpoint  # noqa: E402
+from vidpred.checkpoint_store import Checkpoint, newest_run, read_checkpoint  # noqa: E402
 from vidpred.conditioning import TASKS  # noqa: E402
-from vidpred.diagnosis import results_folder  # noqa: E402
+from vidpred.diagnosis import level_errors, results_folder  # noqa: E402
 from vidpred.distributed import all_or_fail, is_main, process_group  # noqa: E402
 from vidpred.errors import UserError, door  # noqa: E402
-from vidpred.evaluation import evaluate_checkpoint, save_pictures  # noqa: E402
+from vidpred.evaluation import (  # noqa: E402
+    Evaluation,
+    evaluate_checkpoint,
+    retake_of_checkpoint,
+    save_pictures,
+    write_report,
+)
 
 
 @door
@@ -50,7 +58,21 @@ def main() -> int:
                 path = result.save(folder / f"{name}.json")
                 save_pictures(folder / name, result.samples)
                 print(f"\n{result.table()}\nevaluation: {path}", flush=True)
+            if options.report:
+                name = "report" if len(tasks) == 1 else f"report_{task}"
+                _report(folder / f"{name}.html", checkpoint, result, options)
     return 0
+
+
+def _report(path: Path, checkpoint: Checkpoint, result: Evaluation, options: argparse.Namespace) -> None:
+    """Every rank must call it; rank 0 predicts the few clips that are shown, and writes."""
+    retake = retake_of_checkpoint(checkpoint, result.protocol, options.device, options.batch_size)
+
+    def write() -> None:
+        write_report(path, result, retake.films(result), level_errors(retake, result))
+        print(f"report: {path}", flush=True)
+
+    all_or_fail(lambda: write() if is_main() else None)
 
 
 def _newest_run() -> Path:
@@ -77,6 +99,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the noise and of the given frames (the run's)")
     parser.add_argument("--steps", type=int, help="sampling steps (the model's)")
     parser.add_argument("--lpips-net", choices=("squeeze", "alex", "vgg", "none"), help="(the run's)")
+    parser.add_argument("--report", action="store_true", help="also a page to look at, report.html")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(the run's evaluation/SPLIT_step_XXXXXXXX)")
     return parser.parse_args()

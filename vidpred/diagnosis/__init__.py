@@ -3,6 +3,7 @@
 from vidpred.diagnosis.examination import Examination, examine
 from vidpred.diagnosis.findings import Finding, verdict
 from vidpred.diagnosis.inference import InferenceCheck, check_inference
+from vidpred.diagnosis.level_errors import level_errors
 from vidpred.diagnosis.report import examination_lines, results_folder, save_plot
 from vidpred.diagnosis.sampler_comparison import SamplerComparison, compare_samplers
 from vidpred.diagnosis.sampler_report import sampler_lines, save_sampler_plot
@@ -18,6 +19,7 @@ __all__ = [
     "compare_samplers",
     "examination_lines",
     "examine",
+    "level_errors",
     "results_folder",
     "sampler_lines",
     "save_plot",

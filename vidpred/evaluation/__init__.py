@@ -9,9 +9,11 @@ frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts 
 from vidpred.evaluation.baselines import copy_nearest, linear
 from vidpred.evaluation.config import EvaluationConfig
 from vidpred.evaluation.evaluator import evaluate
+from vidpred.evaluation.films import Retake, retake_of_checkpoint
 from vidpred.evaluation.of_checkpoint import evaluate_checkpoint
 from vidpred.evaluation.pictures import save_pictures
 from vidpred.evaluation.records import ClipSample, ClipScores, row_titles
+from vidpred.evaluation.report import LevelErrors, write_report
 from vidpred.evaluation.results import Evaluation
 from vidpred.evaluation.statistics import Summary, student_t, summarize
 
@@ -20,13 +22,17 @@ __all__ = [
     "ClipScores",
     "Evaluation",
     "EvaluationConfig",
+    "LevelErrors",
+    "Retake",
     "Summary",
     "copy_nearest",
     "evaluate",
     "evaluate_checkpoint",
     "linear",
+    "retake_of_checkpoint",
     "row_titles",
     "save_pictures",
     "student_t",
     "summarize",
+    "write_report",
 ]

@@ -112,9 +112,9 @@ class Evaluation:
             f"motion energy over the truth's: model {_ratio(self.motion_energy_ratio)}, "
             f"ceiling {_ratio(self._motion_over_truth('ceiling'))}"
         )
-        return "\n".join([*lines, *self._notes()])
+        return "\n".join([*lines, *self.notes()])
 
-    def _notes(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
         """What a reader of the table must know of what is in it, and of what is missing."""
         if "best_of_n" in self.titles:
             title = self.titles["best_of_n"]
