@@ -7,23 +7,31 @@ frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts 
 """
 
 from vidpred.evaluation.baselines import copy_nearest, linear
+from vidpred.evaluation.comparison import Comparison, compare
 from vidpred.evaluation.config import EvaluationConfig
-from vidpred.evaluation.evaluator import evaluate
-from vidpred.evaluation.of_checkpoint import evaluate_checkpoint
+from vidpred.evaluation.evaluator import BadClipsError, EvaluationStopped, evaluate
+from vidpred.evaluation.of_checkpoint import choose_checkpoint, evaluate_checkpoint
 from vidpred.evaluation.pictures import save_pictures
 from vidpred.evaluation.records import ClipSample, ClipScores, row_titles
 from vidpred.evaluation.results import Evaluation
 from vidpred.evaluation.statistics import Summary, student_t, summarize
+from vidpred.evaluation.unfinished import forget_unfinished
 
 __all__ = [
+    "BadClipsError",
     "ClipSample",
     "ClipScores",
+    "Comparison",
     "Evaluation",
     "EvaluationConfig",
+    "EvaluationStopped",
     "Summary",
+    "choose_checkpoint",
+    "compare",
     "copy_nearest",
     "evaluate",
     "evaluate_checkpoint",
+    "forget_unfinished",
     "linear",
     "row_titles",
     "save_pictures",
