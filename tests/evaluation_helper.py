@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidpred.autoencoders import PixelUnshuffleConfig, build_autoencoder
 from vidpred.conditioning import evaluation_roles
 from vidpred.data.clips import Clip, ClipDataset
-from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig
+from vidpred.diffusion import ClipBoundConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.distributed import process_group, rank
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, EvaluationConfig, EvaluationStopped, evaluate
@@ -94,13 +94,13 @@ class Watched(NoiseDependent):
         return super().forward(x, level, given, frame_times)
 
 
-def make_predictor(denoiser: nn.Module, steps: int = 3) -> Predictor:
+def make_predictor(denoiser: nn.Module, steps: int = 3, clip: str = "static") -> Predictor:
     return Predictor(
         denoiser.eval(),
         build_autoencoder(PixelUnshuffleConfig()),
         LatentCalibration(12),
         NoiseSchedule(ScheduleConfig()),
-        SamplingConfig(num_inference_steps=steps),
+        SamplingConfig(num_inference_steps=steps, clip=ClipBoundConfig(kind=clip)),
         context_frames=CONTEXT,
         num_frames=FRAMES,
     )
@@ -116,6 +116,7 @@ def run(
     stop_after: int | None = None,
     seed: int = 3,
     dataset: ClipDataset | None = None,
+    clip: str = "static",
     **options,
 ) -> Evaluation:
     """`options` of EvaluationConfig; `stop_after` batches the evaluation is asked to stop."""
@@ -123,7 +124,7 @@ def run(
     if backbone:
         config.lpips_net, config.lpips_weights = "squeeze", str(backbone)
     roles = evaluation_roles(config.task, CONTEXT)
-    predictor = make_predictor(denoiser, steps)
+    predictor = make_predictor(denoiser, steps, clip)
     batches = itertools.count(1)
     return evaluate(
         predictor, dataset or Squares(), config, roles, seed=seed, trajectories=trajectories, num_workers=0,

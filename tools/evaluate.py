@@ -7,8 +7,8 @@
     torchrun --nproc_per_node 4 tools/evaluate.py                 the same figures, sooner
     python tools/evaluate.py --compare a.json b.json              two results of one protocol, paired by clip
 
-Writes evaluation.json (of several tasks evaluation_<task>.json each) and pictures beside it. After an interruption
-the same command goes on where it stopped, also on another number of processes.
+Writes evaluation.json (of several tasks evaluation_<task>.json each) and pictures beside it. After an
+interruption the same command goes on where it stopped, also on another number of processes.
 """
 
 import argparse
@@ -78,7 +78,8 @@ def _evaluate(options: argparse.Namespace, stop: StopRequest) -> None:
             save_pictures(file.with_suffix(""), result.samples)
             print(f"\n{result.table()}\nevaluation: {file}", flush=True)
     if is_main():
-        for file in files:  # of all tasks at the end: whoever is interrupted in the last goes on with the last
+        # At the end: whoever is interrupted in the last task need not begin with the first.
+        for file in files:
             forget_unfinished(file)
 
 
@@ -103,13 +104,14 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--task", nargs="+", choices=TASKS, default=["prediction"], help="one or several")
     parser.add_argument(
-        "--anyway", action="store_true", help="also tasks that it was never trained for; also --compare of two protocols"
+        "--anyway", action="store_true",
+        help="also tasks that it was never trained for; with --compare, also results of different protocols",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="compare two results, no more"
     )
     parser.add_argument(
-        "--compare", nargs=2, type=Path, metavar=("A.json", "B.json"), help="compare two results, and do no more"
-    )
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out clips that cannot be read or scored, counted and named"
+        "--skip-bad", action="store_true", help="leave out clips that cannot be read or scored, and name them"
     )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="(val)")
     parser.add_argument("--clips", type=int, metavar="N", help="clips to evaluate (the run's)")

@@ -1,8 +1,8 @@
 """Two results of one protocol, compared clip by clip.
 
-For clips i = 1 .. N that both results have, d_i = right_i - left_i; the figure is the mean of d_i with its 95 %
-interval (Student t, as in `statistics`). Clips differ far more from each other than two models do on one clip,
-so the interval of the differences is much narrower than those of the two means.
+For clips i = 1 .. N that both results have, d_i = right_i - left_i; the figure is the mean of d_i with its
+95 % interval (Student t, as in `statistics`). Clips differ far more from each other than two models do on one
+clip, so the interval of the differences is much narrower than those of the two means.
 """
 
 import json
@@ -40,8 +40,8 @@ class PairedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`common` clips are in both results, `only` counts those of the left and of the right one alone. `rows` are
-    paired by clip; `figures`, (name, left, right), are of all clips of a result at once."""
+    """`common` clips are in both results, `only` counts those of the left and of the right one alone. `rows`
+    are paired by clip; `figures`, (name, left, right), are of all clips of a result at once."""
 
     names: tuple[str, str]
     runs: tuple[dict[str, Any], dict[str, Any]]
@@ -61,7 +61,8 @@ class Comparison:
 
     def table(self) -> str:
         """Aligned; a star where 0 lies outside the 95 % interval of the difference."""
-        width = max([18, *(len(f"{row.row} {row.metric}") for row in self.rows), *(len(f[0]) for f in self.figures)])
+        names = [f"{row.row} {row.metric}" for row in self.rows] + [name for name, _, _ in self.figures]
+        width = max(18, *map(len, names))
         lines = [*self._heading(), f"{'':<{width}}{'a':>12}{'b':>12}{'b - a, paired':>26}"]
         for row in self.rows:
             half = row.difference.ci95
@@ -72,7 +73,7 @@ class Comparison:
         for name, left, right in self.figures:
             cell = f"{_number(right - left, '+')}  "
             lines.append(f"{name:<{width}}{_number(left):>12}{_number(right):>12}{cell:>26}")
-        lines.append("+- is the 95 % interval over clips; * where 0 lies outside of it; without +-: of all clips at once")
+        lines.append("+-: 95 % interval over clips; *: 0 lies outside; neither: a figure of all clips at once")
         if self.missing:
             lines.append(f"in one of them only: {', '.join(self.missing)}")
         return "\n".join(lines)
@@ -96,10 +97,10 @@ def compare(left: Union[str, Path], right: Union[str, Path], anyway: bool = Fals
     pairs, by_content = _pairs(results[0]["clips"], results[1]["clips"])
     counts = [len(result["clips"]) for result in results]
     metrics = [_metrics_of(result) for result in results]
-    figures = [dict(_figures(result, set(found))) for result, found in zip(results, ({r for r, _ in m} for m in metrics))]
-    missing = [" ".join(key) for key in metrics[0] if key not in metrics[1]]
-    missing += [" ".join(key) for key in metrics[1] if key not in metrics[0]]
-    missing += sorted(figures[0].keys() ^ figures[1].keys())
+    rows = {row for found in metrics for row, _ in found}
+    figures = [dict(_figures(result, rows)) for result in results]
+    one_sided = [key for key in metrics[0] if key not in metrics[1]]
+    one_sided += [key for key in metrics[1] if key not in metrics[0]]
     comparison = Comparison(
         names=(str(left), str(right)),
         runs=(results[0].get("run", {}), results[1].get("run", {})),
@@ -109,13 +110,13 @@ def compare(left: Union[str, Path], right: Union[str, Path], anyway: bool = Fals
         by_content=by_content,
         rows=[row for key in metrics[0] if key in metrics[1] and (row := _paired(*key, pairs)) is not None],
         figures=[(name, figures[0][name], figures[1][name]) for name in figures[0] if name in figures[1]],
-        missing=missing,
+        missing=[*map(" ".join, one_sided), *sorted(figures[0].keys() ^ figures[1].keys())],
     )
     if differing and not anyway:
         count = f"{len(differing)} key{'s' if len(differing) > 1 else ''}"
         raise ProtocolsDiffer(
-            f"--compare: the protocols differ in {count}, so the figures do not compare; evaluate again with equal "
-            "settings, or add --anyway",
+            f"--compare: the protocols differ in {count}, so the figures do not compare; evaluate again with "
+            "equal settings, or add --anyway",
             comparison,
         )
     if not pairs:
@@ -146,7 +147,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _pairs(left: list[dict], right: list[dict]) -> tuple[list[tuple[dict, dict]], bool]:
-    """Clips of equal content, or, where no two of them are, those of equal number and name; and which it was."""
+    """Clips of equal content, or, where no two of them are, those of equal number and name; and whether it
+    was the content."""
     for by_content in (True, False):
         others = dict(_keyed(right, by_content))
         found = [(clip, others[key]) for key, clip in _keyed(left, by_content) if key in others]

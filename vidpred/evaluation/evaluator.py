@@ -62,16 +62,16 @@ def evaluate(
         trajectories: predictions of each clip. The figures are the first one's, which is the same however
             many there are; the best of all of them is one more row. Unconditional generation has no best: it
             draws one.
-        step, ema, split, checkpoint, chosen: of the weights and the clips, for the record only; the path of the
-            weights, and how they were chosen.
+        step, ema, split, checkpoint, chosen: of the weights and the clips, for the record only; the path of
+            the weights, and how they were chosen.
         num_inference_steps: the predictor's configured number where None.
         num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
         result: the file that the result will be saved to. Beside it what is scored is kept meanwhile, and an
             evaluation with the same settings and weights goes on with it, also on other processes. None: no.
         stop_requested: asked after each batch; where it is true on any rank, all of them stop.
     Raises:
-        BadClipsError: clips that cannot be read, or whose prediction or reconstruction is not finite or far out
-            of range, unless `config.skip_bad`; all that are known at that moment are named.
+        BadClipsError: clips that cannot be read, or whose prediction or reconstruction is not finite or far
+            out of range, unless `config.skip_bad`; all that are known at that moment are named.
         UserError: an empty split, other roles, or no clip that is left. All errors are raised on all ranks,
             whichever met them.
         EvaluationStopped: on request.
@@ -129,7 +129,7 @@ def _key(
     }
 
 
-# The work ----------------------------------------------------------------------------------------------------
+# The work --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -245,13 +245,15 @@ def _conclude(
     left_out = []
     for number in sorted(whole.bad):
         name = clip_name(dataset, number)
-        left_out.append({"index": number, "name": name, "reason": whole.bad[number].removeprefix(f"{name}: ")})
+        reason = whole.bad[number].removeprefix(f"{name}: ")
+        left_out.append({"index": number, "name": name, "reason": reason})
     lines = "; ".join(f"'{bad['name']}' (index {bad['index']}): {bad['reason']}" for bad in left_out)
     if left_out and not config.skip_bad:
+        known = len(left_out) + len(whole.records)
         raise BadClipsError(
-            f"evaluation: {len(left_out)} of the first {len(left_out) + len(whole.records)} clips are bad: {lines}; "
-            "repair the files (for wrong values: an earlier checkpoint, full precision), or leave bad clips out, "
-            "counted: evaluation.skip_bad true, --skip-bad"
+            f"evaluation: {len(left_out)} of the first {known} clips are bad: {lines}; repair the files (for "
+            "wrong values: an earlier checkpoint, full precision), or leave bad clips out, counted: "
+            "evaluation.skip_bad true, --skip-bad"
         )
     if whole.stopped and len(whole.records) + len(left_out) < total:
         raise EvaluationStopped(f"{len(whole.records)} of {total} clips are scored")

@@ -18,9 +18,9 @@ from vidpred.registry import from_mapping
 def choose_checkpoint(given: Optional[Path], best: bool = False) -> tuple[Checkpoint, str]:
     """The checkpoint to evaluate, without its training state, and how it was chosen.
 
-    `given` is a checkpoint or a run, whose newest is taken; None: the newest run under runs/. `best`: of that run the
-    checkpoint with the lowest validation loss, which its training has kept. No test clip ever chooses one.
-    UserError where there is none.
+    `given` is a checkpoint or a run, whose newest is taken; None: the newest run under runs/. `best`: of that
+    run the checkpoint with the lowest validation loss, which its training has kept; test clips never choose
+    one. UserError where there is none.
     """
     run = given or newest_run("runs")
     if run is None:
@@ -36,7 +36,7 @@ def choose_checkpoint(given: Optional[Path], best: bool = False) -> tuple[Checkp
     newest = read_checkpoint(path, with_state=False)
     record = newest.info.get("best")
     if record is None:
-        raise UserError(f"--best: {newest.path} knows of no validation; leave --best out, or give a checkpoint")
+        raise UserError(f"--best: {newest.path} knows of no validation; leave --best out")
     store = CheckpointStore(newest.path.parent)
     chosen = f"the best {whose} by {record['metric']} ({record['value']:.6g}) on the validation split"
     return read_checkpoint(store.path(record["step"]), with_state=False), chosen

@@ -1,7 +1,7 @@
 """The protocol: everything that two figures must have in common to be compared, written beside them.
 
-It says what was asked (clips, given frames, metrics) and how predictions were drawn; not who answered: weights,
-device, versions and commit are in `provenance`.
+It says what was asked (clips, given frames, metrics) and how predictions were drawn; not who answered:
+weights, device, versions and commit are in `provenance`.
 """
 
 import dataclasses
@@ -71,7 +71,8 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
     if trial.num_inference_steps is not None:
         sampling["num_inference_steps"] = trial.num_inference_steps
     # Versions of packages are in `provenance`: each implementation is pinned by a test.
-    lpips = {k: v for k, v in judge.lpips.protocol.items() if k != "package"} if judge.lpips else {"net": None}
+    lpips = dict(judge.lpips.protocol) if judge.lpips else {"net": None}
+    lpips.pop("package", None)
     return {
         "task": trial.task,
         "dataset": dataset.name,
@@ -131,11 +132,11 @@ def _precision(device: torch.device) -> str:
     return "tf32" if tf32 else "float32"
 
 
-# Comparing two of them ---------------------------------------------------------------------------------------
+# Comparing two of them -------------------------------------------------------------------------------------
 
 
 class Difference(NamedTuple):
-    """A dotted key that two protocols do not agree on; `ABSENT` is the value of the one that has no such key."""
+    """A dotted key that two protocols do not agree on; `ABSENT` is the value where there is no such key."""
 
     key: str
     left: Any

@@ -17,7 +17,7 @@ from torch import nn
 import vidpred
 from vidpred.evaluation.scoring import Trial
 
-PACKAGES = ("torch", "torchvision", "torchmetrics", "lpips", "diffusers", "numpy")
+PACKAGES = ("torchvision", "torchmetrics", "lpips", "diffusers", "numpy")
 _PACKAGE = Path(vidpred.__file__).resolve().parent
 _frozen: "weakref.WeakKeyDictionary[nn.Module, str]" = weakref.WeakKeyDictionary()
 
@@ -76,7 +76,11 @@ def device_name(device: torch.device) -> str:
 @functools.lru_cache(maxsize=None)
 def package_versions() -> tuple[tuple[str, Optional[str]], ...]:
     """(name, version) of what figures depend on; None for what is not installed."""
-    found: list[tuple[str, Optional[str]]] = [("vidpred", vidpred.__version__), ("python", platform.python_version())]
+    found: list[tuple[str, Optional[str]]] = [
+        ("vidpred", vidpred.__version__),
+        ("python", platform.python_version()),
+        ("torch", torch.__version__),  # with the build for CUDA, which its metadata lacks
+    ]
     for name in PACKAGES:
         try:
             found.append((name, version(name)))
@@ -87,8 +91,8 @@ def package_versions() -> tuple[tuple[str, Optional[str]], ...]:
 
 @functools.lru_cache(maxsize=None)
 def git_state(package: Path = _PACKAGE) -> Optional[dict[str, Any]]:
-    """{"commit", "dirty"} of the checkout that `package` lies at the top of; None where it is in none, and where
-    git cannot say. Of the code that is running: what is committed later does not count."""
+    """{"commit", "dirty"} of the checkout that `package` lies at the top of; None where it is in none, and
+    where git cannot say. Of the code that is running: what is committed later does not count."""
     root = _git(package, "rev-parse", "--show-toplevel")
     # An installed package may lie inside somebody else's repository.
     if root is None or Path(root).resolve() != package.parent:

@@ -22,7 +22,7 @@ NO_TRUTH = "no frame is given, so no clip is the truth of what is generated"
 class Evaluation:
     """Scores of N clips in clip order; the same on every rank and for every number of ranks.
 
-    protocol: what must be equal for two results to compare. run: whose weights, and where they were evaluated.
+    protocol: what must be equal for two results to compare. run: whose weights, and where it was.
     left_out: {"index", "name", "reason"} of each clip that could not be scored.
     """
 
@@ -82,9 +82,9 @@ class Evaluation:
         return logged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: `protocol`; `run`; `left_out`; each row (`model`, `floor`, ...) with `psnr`, `ssim`, `lpips`, each
-        {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip,
-        and of the model the value at each horizon. What is unavailable is None, with the reason."""
+        """Plain data: `protocol`; `run`; `left_out`; each row (`model`, `floor`, ...) with `psnr`, `ssim`,
+        `lpips`, each {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each
+        clip, and of the model the value at each horizon. What is unavailable is None, with the reason."""
         return {
             "protocol": self.protocol,
             "run": self.run,
@@ -131,7 +131,8 @@ class Evaluation:
             yield f"model n/a: {reason}; its motion compares. Floors n/a: {self.unavailable('floor', 'psnr')}"
         if self.left_out:
             names = ", ".join(bad["name"] for bad in self.left_out[:3])
-            yield f"{len(self.left_out)} bad clips left out: {names}{', ...' if len(self.left_out) > 3 else ''}"
+            more = ", ..." if len(self.left_out) > 3 else ""
+            yield f"{len(self.left_out)} bad clips left out: {names}{more}"
         if self.lpips_unavailable:
             yield f"LPIPS unavailable: {self.lpips_unavailable}"
 

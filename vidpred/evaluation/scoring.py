@@ -23,8 +23,8 @@ from vidpred.tensor_ops import append_dims, take_frames, to_uint8
 
 
 IN_RANGE = (-2.0, 3.0)
-"""Decoded frames are nominally in [0, 1], and a little beyond them is rounding's business. As far away as twice
-that range nothing is a picture any more."""
+"""Decoded frames are nominally in [0, 1], and a little beyond them is rounding's business. As far away as
+twice that range nothing is a picture any more."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def score_batch(
 ) -> list[ClipScores]:
     """Scores of the first `count` clips of the batch; the rest is padding for a fixed shape, dropped.
 
-    A clip's draw is its number in the split, so that its randomness does not depend on batch and process. What
-    cannot be scored is in `trial.faults` afterwards.
+    A clip's draw is its number in the split, so that its randomness does not depend on batch and process.
+    What cannot be scored is in `trial.faults` afterwards.
     """
     batch = batch.to(trial.predictor.device)
     require_task(trial.task, batch.given)
@@ -182,7 +182,7 @@ def _best(first: dict[str, Tensor], others: Iterable[dict[str, Tensor]]) -> dict
 
 
 def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int = 0) -> Tensor:
-    """uint8 (B, H, C, h, w), from the latents of the given frames; faults of the first `count` clips are noted."""
+    """uint8 (B, H, C, h, w), from the latents of the given frames; faults of the first `count` are noted."""
     predictor = trial.predictor
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
     known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
@@ -230,7 +230,8 @@ def _note_faults(trial: Trial, what: str, frames: Tensor, batch: ClipBatch) -> N
             fault = f"has {int(counts.sum())} non-finite values, the first at horizon {horizon}"
         elif outside[clip].any():
             horizon = int(outside[clip].nonzero()[0]) + 1
-            fault = f"spans [{low[clip].min():.4g}, {high[clip].max():.4g}], beyond [0, 1] from horizon {horizon} on"
+            span = f"[{low[clip].min():.4g}, {high[clip].max():.4g}]"
+            fault = f"spans {span}, beyond [0, 1] from horizon {horizon} on"
         else:
             continue
         trial.faults.setdefault(int(batch.draws[clip]), f"the {what} {fault}")

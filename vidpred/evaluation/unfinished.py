@@ -67,7 +67,8 @@ class UnfinishedEvaluation:
                 file.write(_line(plain_of(record)))
             file.flush()
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); make room for it") from error
+            reason = f"cannot be written ({error.strerror})"
+            raise UserError(f"{self.folder}: {reason}; give another folder with --out") from error
 
     def close(self) -> None:
         if self._file is not None:
@@ -125,9 +126,8 @@ def _whole_lines(path: Path) -> Iterator[Any]:
 
 
 def plain_of(value: Any) -> Any:
-    """What JSON can hold, of plain values, arrays, lists, tuples, dictionaries and the dataclasses of `records`.
-
-    Raises TypeError for anything else. `record_of` gives it back exactly.
+    """What JSON can hold, of plain values, arrays, lists, tuples, dictionaries and the dataclasses of
+    `records`. Raises TypeError for anything else. `record_of` gives it back exactly.
     """
     if isinstance(value, np.generic):
         return {"scalar": plain_of(np.asarray(value))}
