@@ -12,6 +12,8 @@ from end_to_end_helper import CONTEXT, FRAMES, cache, started, train_tiny, wait_
 import vidpred.build
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
 from vidpred.conditioning import TASKS
+from vidpred.data import ClipError
+from vidpred.data.source_dataset import SourceDataset
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "evaluate.py"
 EVALUATION = "evaluation/val_step_00000006"
@@ -133,6 +135,25 @@ def test_two_results_are_compared(workplace, evaluate, tmp_path):
     assert code == 0 and lines[0] == errors[0] and any(line.startswith("model psnr ") for line in lines)
 
 
+def test_bad_clips_end_it_or_are_left_out(workplace, evaluate, tmp_path, monkeypatch):
+    read = SourceDataset.fixed_clip
+
+    def damaged(dataset, index, window):
+        if index == 1:
+            raise ClipError("damaged")
+        return read(dataset, index, window)
+
+    monkeypatch.setattr(SourceDataset, "fixed_clip", damaged)
+    arguments = ["--checkpoint", workplace / "runs" / "tiny", "--steps", 1, "--out", tmp_path]
+    code, _, errors = evaluate(*arguments, cwd=tmp_path)
+    assert code == 2 and errors[-1].startswith("error: evaluation: 1 of the first 3 clips are bad: '")
+    assert "(index 1): damaged; " in errors[-1] and not (tmp_path / "evaluation.json").exists()
+    code, lines, _ = evaluate(*arguments, "--skip-bad", cwd=tmp_path)
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert code == 0 and [bad["index"] for bad in saved["left_out"]] == [1] and saved["protocol"]["clips"] == 2
+    assert any(line.startswith("1 bad clips left out: ") for line in lines)
+
+
 def test_an_interrupted_evaluation_goes_on_with_the_same_command(workplace, evaluate, tmp_path):
     """Two processes are interrupted as by Ctrl-C; one goes on."""
     arguments = ["--checkpoint", workplace / "runs" / "tiny", "--device", "cpu", "--batch-size", 1, "--steps", 60,
@@ -187,6 +208,7 @@ def test_what_cannot_be_evaluated_is_one_line(workplace, evaluate, tmp_path):
         (["--checkpoint", run, "--steps", 5000], "sampling.num_inference_steps: 5000"),
         (["--checkpoint", run, "--device", "gpu"], "device: 'gpu' is not known"),
         (["--checkpoint", run, "--out", file / "below"], "give another folder with --out"),
+        (["--compare", file, file], f"--compare: {file} cannot be read (not JSON)"),
     ):
         code, _, errors = evaluate(*arguments, cwd=tmp_path)
         assert code == 2 and sum(line.startswith("error: ") for line in errors) == 1, errors

@@ -347,7 +347,7 @@ def test_a_run_writes_what_the_folder_promises(tmp_path, caplog):
     } <= keys
     assert keys & set(LEVEL_BIN_NAMES)
     evaluation = json.loads((run / "evaluation" / "step_00000008.json").read_text())
-    assert evaluation["protocol"]["step"] == 8 and evaluation["model"]["psnr"]["mean"] > 0
+    assert evaluation["run"]["step"] == 8 and evaluation["model"]["psnr"]["mean"] > 0
     assert (run / "samples" / "step_00000004").is_dir() and (run / "evaluation" / "step_00000008").is_dir()
     assert set(read_checkpoint(run).tensors["calibration"]) == {"shift", "scale", "low", "high"}
     assert "copy last" in caplog.text and "network output range: [" in caplog.text

@@ -4,6 +4,9 @@ Any frames may be given: the first few (prediction), others (interpolation, infi
 Rows: model; best_of_n of several trajectories; floor (copy of the nearest given frame, which for prediction
 is the last); decoded_floor (that copy as the autoencoder shows it); linear (the line through two given
 frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
+
+`protocol` is what two results must have in common to compare, `provenance` whose weights they are of, on what
+machine and by which code; `comparison` puts two results side by side; `unfinished` keeps what is scored so far.
 """
 
 from vidpred.evaluation.baselines import copy_nearest, linear
