@@ -1,8 +1,10 @@
 """Small clips and predictors for the tests of the evaluation; as a script, an evaluation under torchrun.
 
-    evaluation_helper.py FOLDER BACKBONE   writes what each rank got to FOLDER/rank_<r>.json
+    evaluation_helper.py FOLDER BACKBONE   writes what each rank got to FOLDER/rank_<r>.json; goes on with
+                                           FOLDER/begun.json, and stops in the middle of FOLDER/stopped.json
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -14,10 +16,10 @@ from torch import Tensor, nn
 from vidpred.autoencoders import PixelUnshuffleConfig, build_autoencoder
 from vidpred.conditioning import evaluation_roles
 from vidpred.data.clips import Clip, ClipDataset
-from vidpred.diffusion import NoiseSchedule, SamplingConfig, ScheduleConfig
+from vidpred.diffusion import ClipBoundConfig, NoiseSchedule, SamplingConfig, ScheduleConfig
 from vidpred.distributed import process_group, rank
 from vidpred.errors import UserError
-from vidpred.evaluation import Evaluation, EvaluationConfig, evaluate
+from vidpred.evaluation import Evaluation, EvaluationConfig, EvaluationStopped, evaluate
 from vidpred.frame_roles import GIVEN, UNKNOWN
 from vidpred.prediction import LatentCalibration, Predictor
 
@@ -80,27 +82,63 @@ class BreaksOn(NoiseDependent):
         return x0
 
 
-def make_predictor(denoiser: nn.Module, steps: int = 3) -> Predictor:
+class Watched(NoiseDependent):
+    """The same network; `seen` has the numbers of the clips that it was asked for, by their background."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[int] = set()
+
+    def forward(self, x: Tensor, level, given: Tensor, frame_times: Tensor) -> Tensor:
+        self.seen |= set(((x[:, 0, 0, 0, 0] + 1) * 127.5 - 40).round().int().tolist())
+        return super().forward(x, level, given, frame_times)
+
+
+def make_predictor(denoiser: nn.Module, steps: int = 3, clip: str = "static") -> Predictor:
     return Predictor(
         denoiser.eval(),
         build_autoencoder(PixelUnshuffleConfig()),
         LatentCalibration(12),
         NoiseSchedule(ScheduleConfig()),
-        SamplingConfig(num_inference_steps=steps),
+        SamplingConfig(num_inference_steps=steps, clip=ClipBoundConfig(kind=clip)),
         context_frames=CONTEXT,
         num_frames=FRAMES,
     )
 
 
 def run(
-    denoiser: nn.Module, backbone: str | None, steps: int = 3, trajectories: int = 1, **options
+    denoiser: nn.Module,
+    backbone: str | None,
+    steps: int = 3,
+    trajectories: int = 1,
+    *,
+    result: Path | None = None,
+    stop_after: int | None = None,
+    seed: int = 3,
+    dataset: ClipDataset | None = None,
+    clip: str = "static",
+    **options,
 ) -> Evaluation:
+    """`options` of EvaluationConfig; `stop_after` batches the evaluation is asked to stop."""
     config = EvaluationConfig(**{"batch_size": 2, "lpips_net": "none", **options})
     if backbone:
         config.lpips_net, config.lpips_weights = "squeeze", str(backbone)
     roles = evaluation_roles(config.task, CONTEXT)
-    predictor = make_predictor(denoiser, steps)
-    return evaluate(predictor, Squares(), config, roles, seed=3, trajectories=trajectories)
+    predictor = make_predictor(denoiser, steps, clip)
+    batches = itertools.count(1)
+    return evaluate(
+        predictor, dataset or Squares(), config, roles, seed=seed, trajectories=trajectories, num_workers=0,
+        result=result, stop_requested=lambda: next(batches) == stop_after,
+    )  # fmt: skip
+
+
+def begin(result: Path, batches: int = 1, **options) -> None:
+    """An evaluation that is stopped after some batches."""
+    try:
+        run(NoiseDependent(), None, result=result, stop_after=batches, **options)
+    except EvaluationStopped:
+        return
+    raise AssertionError("it did not stop")
 
 
 def plain(evaluation: Evaluation) -> dict:
@@ -124,7 +162,9 @@ def main(folder: str, backbone: str) -> None:
             "all": plain(run(NoiseDependent(), backbone)),
             "infilling": plain(run(NoiseDependent(), None, task="infilling", trajectories=2)),
             "fewer clips than ranks": plain(run(NoiseDependent(), None, num_clips=2)),
+            "begun": plain(run(NoiseDependent(), None, result=Path(folder, "begun.json"))),
         }
+        begin(Path(folder, "stopped.json"), batches=1 if rank() == 1 else 100)
         try:
             run(BreaksOn(), None)
         except UserError as error:

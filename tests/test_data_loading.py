@@ -230,7 +230,7 @@ def test_evaluation_leaves_out_a_clip_that_cannot_be_read(trouble, batch_size, w
         read = [name for batch, valid in batches for name in batch.names[: int(valid.sum())]]
     assert read == ["item 0", "item 1", "item 2", "item 3", "item 5"]
     assert list(batches.dropped) == [4] and batches.dropped[4].startswith("item 4: ")
-    assert len([record for record in caplog.records if "left out item 4" in record.message]) == 1
+    assert len([record for record in caplog.records if "cannot read item 4" in record.message]) == 1
 
 
 def test_a_batch_of_unreadable_clips_is_skipped():

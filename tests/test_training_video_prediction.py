@@ -17,7 +17,7 @@ from vidpred.data import Clip, ClipDataset, ClipError, evaluation_batches, train
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import LevelConfig, NoiseSchedule, SamplingConfig, ScheduleConfig, build_levels, build_parameterization
 from vidpred.errors import UserError
-from vidpred.evaluation import EvaluationConfig, evaluate
+from vidpred.evaluation import BadClipsError, EvaluationConfig, evaluate
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.tensor_ops import append_dims
@@ -347,10 +347,23 @@ def test_a_run_writes_what_the_folder_promises(tmp_path, caplog):
     } <= keys
     assert keys & set(LEVEL_BIN_NAMES)
     evaluation = json.loads((run / "evaluation" / "step_00000008.json").read_text())
-    assert evaluation["protocol"]["step"] == 8 and evaluation["model"]["psnr"]["mean"] > 0
+    assert evaluation["run"]["step"] == 8 and evaluation["model"]["psnr"]["mean"] > 0
     assert (run / "samples" / "step_00000004").is_dir() and (run / "evaluation" / "step_00000008").is_dir()
     assert set(read_checkpoint(run).tensors["calibration"]) == {"shift", "scale", "low", "high"}
     assert "copy last" in caplog.text and "network output range: [" in caplog.text
+
+
+def test_bad_clips_end_an_evaluation_but_not_the_training(tmp_path, caplog):
+    """No figures are better than figures of other clips; a later evaluation of this step is possible."""
+    task = make_task(tmp_path)
+
+    def refuse(predictor, step):
+        raise BadClipsError("evaluation: 1 of the first 4 clips are bad: 'square 3'")
+
+    task._evaluate_predictor = refuse
+    assert vars(task.evaluate(task.network, 8)) == {"values": {}, "pictures": []}
+    assert "step 8  no figures: evaluation: 1 of the first 4 clips are bad: 'square 3'" in caplog.text
+    assert not task.is_evaluated(8) and not (tmp_path / "evaluation").exists()
 
 
 def test_resume_of_the_real_task_is_bit_exact(tmp_path):

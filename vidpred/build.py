@@ -108,6 +108,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
         return evaluate(
             current, val_clips, config.evaluation, evaluated, seed=config.seed, step=step, ema=True, split="val",
+            chosen="the weights of the training run at this step",
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )
 

@@ -170,7 +170,7 @@ class EvaluationBatches:
     def _drop(self, number: int, reason: str) -> None:
         self._reader.excluded.add(number)
         self.dropped[number] = f"{self._name(number)}: {reason}"
-        logger.warning("left out %s", self.dropped[number])
+        logger.warning("cannot read %s", self.dropped[number])
 
 
 def evaluation_batches(

@@ -4,30 +4,41 @@ Any frames may be given: the first few (prediction), others (interpolation, infi
 Rows: model; best_of_n of several trajectories; floor (copy of the nearest given frame, which for prediction
 is the last); decoded_floor (that copy as the autoencoder shows it); linear (the line through two given
 frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
+
+`protocol` is what two results must have in common to compare, `provenance` whose weights they are of, on what
+machine and by which code; `comparison` puts two results side by side; `unfinished` keeps what is scored so far.
 """
 
 from vidpred.evaluation.baselines import copy_nearest, linear
+from vidpred.evaluation.comparison import Comparison, compare
 from vidpred.evaluation.config import EvaluationConfig
-from vidpred.evaluation.evaluator import evaluate
+from vidpred.evaluation.evaluator import BadClipsError, EvaluationStopped, evaluate
 from vidpred.evaluation.films import Retake, retake_of_checkpoint
-from vidpred.evaluation.of_checkpoint import evaluate_checkpoint
+from vidpred.evaluation.of_checkpoint import choose_checkpoint, evaluate_checkpoint
 from vidpred.evaluation.pictures import save_pictures
 from vidpred.evaluation.records import ClipSample, ClipScores, row_titles
 from vidpred.evaluation.report import LevelErrors, write_report
 from vidpred.evaluation.results import Evaluation
 from vidpred.evaluation.statistics import Summary, student_t, summarize
+from vidpred.evaluation.unfinished import forget_unfinished
 
 __all__ = [
+    "BadClipsError",
     "ClipSample",
     "ClipScores",
+    "Comparison",
     "Evaluation",
     "EvaluationConfig",
+    "EvaluationStopped",
     "LevelErrors",
     "Retake",
     "Summary",
+    "choose_checkpoint",
+    "compare",
     "copy_nearest",
     "evaluate",
     "evaluate_checkpoint",
+    "forget_unfinished",
     "linear",
     "retake_of_checkpoint",
     "row_titles",

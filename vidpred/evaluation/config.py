@@ -29,6 +29,10 @@ class EvaluationConfig:
     lpips_weights: Optional[str] = None
     """Path of the backbone's weights (torchvision's file), where it is not in $TORCH_HOME."""
 
+    skip_bad: bool = False
+    """Leave out clips that cannot be read or scored, and count and name them in the result. false: they end
+    the evaluation (but never the training, which logs the reason and goes on without the figures)."""
+
     num_panels: int = 4
     """Clips whose context, truth and prediction are kept for pictures."""
 

@@ -1,9 +1,10 @@
 """The evaluation of a checkpoint alone: its configuration says which clips, its tensors which model."""
 
 import dataclasses
-from typing import Any, Iterator, Optional, Sequence
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional, Sequence
 
-from vidpred.checkpoint_store import Checkpoint
+from vidpred.checkpoint_store import Checkpoint, CheckpointStore, find_checkpoint, newest_run, read_checkpoint
 from vidpred.conditioning import ConditioningConfig, TaskName, evaluation_roles, trained_tasks
 from vidpred.data import DATASETS, ClipConfig, build_dataset
 from vidpred.errors import UserError
@@ -12,6 +13,33 @@ from vidpred.evaluation.evaluator import evaluate
 from vidpred.evaluation.results import Evaluation
 from vidpred.prediction import predictor_from_checkpoint
 from vidpred.registry import from_mapping
+
+
+def choose_checkpoint(given: Optional[Path], best: bool = False) -> tuple[Checkpoint, str]:
+    """The checkpoint to evaluate, without its training state, and how it was chosen.
+
+    `given` is a checkpoint or a run, whose newest is taken; None: the newest run under runs/. `best`: of that
+    run the checkpoint with the lowest validation loss, which its training has kept; test clips never choose
+    one. UserError where there is none.
+    """
+    run = given or newest_run("runs")
+    if run is None:
+        raise UserError(
+            f"--checkpoint: no run under {Path('runs').absolute()}, and an untrained model is not evaluated; "
+            "train one with train_video_pred.py, or give a run folder"
+        )
+    path = find_checkpoint(run)
+    whose = "of the newest run" if given is None else "of the given run"
+    if not best:
+        chosen = "given" if given is not None and path == Path(given) else f"the newest {whose}"
+        return read_checkpoint(path, with_state=False), chosen
+    newest = read_checkpoint(path, with_state=False)
+    record = newest.info.get("best")
+    if record is None:
+        raise UserError(f"--best: {newest.path} knows of no validation; leave --best out")
+    store = CheckpointStore(newest.path.parent)
+    chosen = f"the best {whose} by {record['metric']} ({record['value']:.6g}) on the validation split"
+    return read_checkpoint(store.path(record["step"]), with_state=False), chosen
 
 
 def evaluate_checkpoint(
@@ -25,6 +53,9 @@ def evaluate_checkpoint(
     seed: Optional[int] = None,
     num_inference_steps: Optional[int] = None,
     untrained_tasks: bool = False,
+    chosen: str = "given",
+    results: Optional[Sequence[Path]] = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[Evaluation]:
     """Evaluates the averaged weights for one task after the other; every rank must call it and iterate.
 
@@ -36,6 +67,9 @@ def evaluate_checkpoint(
         seed: of roles and noise; the run's where None.
         trajectories, num_inference_steps: as `evaluate`'s.
         untrained_tasks: whether tasks that training never showed to the network are evaluated all the same.
+        chosen: how the checkpoint was; for the record.
+        results: the files that the tasks' results will be saved to, where an interrupted evaluation goes on.
+        stop_requested: as `evaluate`'s.
     Raises:
         UserError: such a task, and whatever `evaluate`, the checkpoint and the data raise.
     """
@@ -57,11 +91,15 @@ def evaluate_checkpoint(
             step=checkpoint.step,
             ema=True,
             split=split,
+            checkpoint=str(checkpoint.path),
+            chosen=chosen,
             num_inference_steps=num_inference_steps,
             num_workers=getattr(data, "num_workers", 1),
             timeout=getattr(data, "decode_timeout", ClipConfig.decode_timeout),
+            result=result,
+            stop_requested=stop_requested,
         )
-        for task in tasks
+        for task, result in zip(tasks, results or [None] * len(tasks))
     )
 
 

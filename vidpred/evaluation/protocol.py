@@ -1,20 +1,32 @@
-"""The protocol: everything that a figure depends on, written beside it. Without it no two figures compare."""
+"""The protocol: everything that two figures must have in common to be compared, written beside them.
+
+It says what was asked (clips, given frames, metrics) and how predictions were drawn; not who answered:
+weights, device, versions and commit are in `provenance`.
+"""
 
 import dataclasses
-from importlib.metadata import version
-from typing import Any
+import hashlib
+import json
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
+import numpy as np
 import torch
 
 from vidpred.data.clips import ClipDataset
+from vidpred.data.config import ClipConfig
 from vidpred.evaluation.records import ClipScores
-from vidpred.evaluation.scoring import Judge, Trial
+from vidpred.evaluation.scoring import IN_RANGE, Judge, Trial
 from vidpred.metrics import PSNR_CAP, SSIM_PROTOCOL
 
 DEFINITIONS = {
     "scored": "predicted frames only, never decoded from a video file",
+    "colours": "RGB, uint8 levels 0 to 255",
     "range": [0, 1],
     "rounding": "uint8 before every metric, predictions clamped to the range",
+    "bad_clips": (
+        "a clip that cannot be read, or whose prediction or reconstruction is not finite or leaves "
+        f"[{IN_RANGE[0]:g}, {IN_RANGE[1]:g}] before rounding, ends the evaluation, or is left out and named"
+    ),
     "reduction": "mean over the frames of a clip, then over clips, float64 in clip order",
     "interval": "ci95 is the half width of the 95 % confidence interval of the mean over clips (Student t)",
     "psnr": f"per frame; {PSNR_CAP:g} dB for an exact copy",
@@ -40,53 +52,77 @@ DEFINITIONS = {
         "are wanted, several windows of each, spread evenly over it; windows of an item have no frame in "
         "common; centre crop, no flip"
     ),
+    "checkpoint_selection": (
+        "training reads the training and the validation split alone: a run's best checkpoint is that of the "
+        "lowest validation loss, and no test clip ever chooses one"
+    ),
 }
 BEST_OF_N = (
     "of the trajectories of a clip the best one by each metric's own mean over its frames, so not the same "
     "one for all metrics; `model` is the first trajectory alone"
 )
+ABSENT = "absent"
 
 
-def protocol_of(
-    trial: Trial,
-    dataset: ClipDataset,
-    records: list[ClipScores],
-    judge: Judge,
-    dropped: list[str],
-) -> dict[str, Any]:
-    """Plain data, independent of the number of processes and of the batch size.
-
-    `dropped` names the clips that could not be read.
-    """
-    first, predictor = records[0], trial.predictor
-    sampling = dataclasses.asdict(predictor.sampling)
+def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, Any]:
+    """What is known before any clip is read: plain data, independent of processes and batch size."""
+    sampling = dataclasses.asdict(trial.predictor.sampling)
+    del sampling["num_inference_steps_start"]  # of pictures during training; evaluations never use it
     if trial.num_inference_steps is not None:
         sampling["num_inference_steps"] = trial.num_inference_steps
-    height, width = first.frame_size
+    # Versions of packages are in `provenance`: each implementation is pinned by a test.
+    lpips = dict(judge.lpips.protocol) if judge.lpips else {"net": None}
+    lpips.pop("package", None)
     return {
         "task": trial.task,
         "dataset": dataset.name,
         "split": trial.split,
-        "clips": len(records),
-        "clips_dropped": dropped,
         "items_in_split": len(dataset),
-        "context_frames": first.context_frames,
-        "predicted_frames": first.predicted_frames,
-        "height": height,
-        "width": width,
-        "step": trial.step,
+        **_cutting(dataset),
         "ema": trial.ema,
         "seed": trial.seed,
         "trajectories_per_clip": trial.trajectories,
         "sampling": sampling,
-        "parameterization": getattr(getattr(predictor.denoiser, "parameterization", None), "name", None),
-        "residual": getattr(predictor.denoiser, "residual", None),
-        "precision": _precision(predictor.device),
-        "autoencoder": getattr(predictor.autoencoder, "name", type(predictor.autoencoder).__name__),
-        "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
-        "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},
+        "precision": _precision(trial.predictor.device),
+        "ssim": {"implementation": SSIM_PROTOCOL},
+        "lpips": lpips,
         **DEFINITIONS,
         **({"best_of_n": BEST_OF_N} if trial.trajectories > 1 else {}),
+    }
+
+
+def clips_of(records: Sequence[ClipScores]) -> dict[str, Any]:
+    """The part of the protocol that the clips themselves tell."""
+    first = records[0]
+    height, width = first.frame_size
+    contents = "".join(f"{record.index} {record.content}\n" for record in records)
+    return {
+        "clips": len(records),
+        "clips_sha256": hashlib.sha256(contents.encode()).hexdigest(),
+        "context_frames": first.context_frames,
+        "predicted_frames": first.predicted_frames,
+        "height": height,
+        "width": width,
+    }
+
+
+def content_sha256(frames: np.ndarray) -> str:
+    """Of the frames of one clip, uint8 (T, C, H, W), in this order whatever their strides are."""
+    digest = hashlib.sha256(str(frames.shape).encode())
+    digest.update(np.ascontiguousarray(frames))
+    return digest.hexdigest()
+
+
+def _cutting(dataset: ClipDataset) -> dict[str, Any]:
+    """How clips were cut out of their sources; None where a data set of one's own does not say."""
+    config = getattr(dataset, "config", None)
+    if not isinstance(config, ClipConfig):
+        return dict.fromkeys(("fps", "frame_stride", "crop", "resize"))
+    return {
+        "fps": config.fps,  # None: every frame_stride-th frame of the source
+        "frame_stride": config.frame_stride,
+        "crop": "none" if config.crop == "none" else "center",  # random is of training alone
+        "resize": "bilinear with antialiasing, on uint8",
     }
 
 
@@ -94,3 +130,41 @@ def _precision(device: torch.device) -> str:
     """Of matrix products: predictions are drawn without autocast."""
     tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if tf32 else "float32"
+
+
+# Comparing two of them -------------------------------------------------------------------------------------
+
+
+class Difference(NamedTuple):
+    """A dotted key that two protocols do not agree on; `ABSENT` is the value where there is no such key."""
+
+    key: str
+    left: Any
+    right: Any
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[Difference]:
+    """Of two (nested) dictionaries of plain data, in the order of their keys."""
+    mine, others = (dict(_flat(side)) for side in (left, right))
+    keys = dict.fromkeys([*mine, *others])
+    found = (Difference(key, mine.get(key, ABSENT), others.get(key, ABSENT)) for key in keys)
+    return [each for each in found if _text(each.left) != _text(each.right)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    """As a file holds it: there a tuple is a list."""
+    return json.dumps(value, sort_keys=True)
+
+
+def shown(value: Any, width: int = 60) -> str:
+    """A value of a `Difference` for a line of text."""
+    text = value if isinstance(value, str) else _text(value)
+    return text if len(text) <= width else f"{text[: width - 3]}..."

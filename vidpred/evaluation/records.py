@@ -38,7 +38,7 @@ class ClipScores:
 
     Rows that mean nothing for the task are missing (a copy, where nothing is given). `context_frames` and
     `predicted_frames` count the given and the unknown frames, wherever they are. `motion` is the motion
-    energy, in [0, 1], of "model", "ceiling" and "truth".
+    energy, in [0, 1], of "model", "ceiling" and "truth". `content` is the SHA-256 of all its frames.
     """
 
     index: int
@@ -49,3 +49,4 @@ class ClipScores:
     scores: dict[str, dict[str, np.ndarray]]
     motion: dict[str, float]
     sample: Optional[ClipSample] = None
+    content: str = ""

@@ -1,6 +1,6 @@
 """The result of an evaluation: summaries, the JSON file, the table that is printed."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
@@ -20,12 +20,18 @@ NO_TRUTH = "no frame is given, so no clip is the truth of what is generated"
 
 @dataclass
 class Evaluation:
-    """Scores of N clips in clip order; the same on every rank and for every number of ranks."""
+    """Scores of N clips in clip order; the same on every rank and for every number of ranks.
+
+    protocol: what must be equal for two results to compare. run: whose weights, and where it was.
+    left_out: {"index", "name", "reason"} of each clip that could not be scored.
+    """
 
     protocol: dict[str, Any]
     clips: list[ClipScores]
     lpips_unavailable: Optional[str] = None
     """Why there is no LPIPS; None where there is."""
+    run: dict[str, Any] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def titles(self) -> dict[str, str]:
@@ -76,11 +82,13 @@ class Evaluation:
         return logged
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: `protocol`; each row (`model`, `floor`, ...) with `psnr`, `ssim`, `lpips`, each
-        {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each clip. What is
-        unavailable is None, with the reason."""
+        """Plain data: `protocol`; `run`; `left_out`; each row (`model`, `floor`, ...) with `psnr`, `ssim`,
+        `lpips`, each {"mean", "ci95", "per_horizon"}; `motion_energy_ratio`; `clips` with the means of each
+        clip, and of the model the value at each horizon. What is unavailable is None, with the reason."""
         return {
             "protocol": self.protocol,
+            "run": self.run,
+            "left_out": self.left_out,
             **{row: {metric: self._summary_json(row, metric) for metric in METRICS} for row in self.titles},
             "motion_energy_ratio": self.motion_energy_ratio,
             "clips": [self._clip_json(clip) for clip in self.clips],
@@ -121,9 +129,10 @@ class Evaluation:
             yield f"{title}: the best of each clip by each metric itself; model is the first of them"
         if reason := self.unavailable("model", "psnr"):
             yield f"model n/a: {reason}; its motion compares. Floors n/a: {self.unavailable('floor', 'psnr')}"
-        if dropped := self.protocol.get("clips_dropped"):
-            more = ", ..." if len(dropped) > 3 else ""
-            yield f"{len(dropped)} clips left out, unreadable: {', '.join(dropped[:3])}{more}"
+        if self.left_out:
+            names = ", ".join(bad["name"] for bad in self.left_out[:3])
+            more = ", ..." if len(self.left_out) > 3 else ""
+            yield f"{len(self.left_out)} bad clips left out: {names}{more}"
         if self.lpips_unavailable:
             yield f"LPIPS unavailable: {self.lpips_unavailable}"
 
@@ -150,8 +159,10 @@ class Evaluation:
         return {
             "index": clip.index,
             "name": clip.name,
+            "sha256": clip.content,
             **{row: means.get(row) for row in self.titles},
             "motion": clip.motion,
+            "model_per_horizon": {k: v.tolist() for k, v in clip.scores.get("model", {}).items()},
         }
 
 

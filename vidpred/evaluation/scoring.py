@@ -1,6 +1,6 @@
 """One batch of clips: predict, and score the rows. B clips of T frames, K of them given and H predicted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Iterable, Optional
 
 import torch
@@ -22,9 +22,17 @@ from vidpred.random_streams import host_generator
 from vidpred.tensor_ops import append_dims, take_frames, to_uint8
 
 
+IN_RANGE = (-2.0, 3.0)
+"""Decoded frames are nominally in [0, 1], and a little beyond them is rounding's business. As far away as
+twice that range nothing is a picture any more."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """Whose predictions of what, and how they are drawn; `split`, `step`, `ema` are for the protocol only."""
+    """Whose predictions of what, and how they are drawn; `split`, `step`, `ema` are for the protocol only.
+
+    `faults` takes in which clips cannot be scored, index -> reason; their scores mean nothing.
+    """
 
     predictor: Predictor
     task: TaskName
@@ -34,6 +42,7 @@ class Trial:
     split: Optional[str] = None
     step: Optional[int] = None
     ema: Optional[bool] = None
+    faults: dict[int, str] = field(default_factory=dict)
 
 
 class Judge:
@@ -54,11 +63,15 @@ class Judge:
     def __call__(self, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
         """uint8 (B, H, C, h, w) twice -> metric -> (B, H) float64 on the CPU."""
         values = {"psnr": psnr(prediction, truth), "ssim": ssim(prediction, truth)}
-        if self.lpips is not None and min(truth.shape[-2:]) < SMALLEST_FRAME:
-            self.withdraw_lpips(f"frames are smaller than the {SMALLEST_FRAME} pixels that it needs")
+        self.fit(*truth.shape[-2:])
         if self.lpips is not None:
             values["lpips"] = self.lpips(prediction, truth)
         return {name: value.cpu() for name, value in values.items()}
+
+    def fit(self, height: int, width: int) -> None:
+        """Withdraws LPIPS where frames are too small for it."""
+        if self.lpips is not None and min(height, width) < SMALLEST_FRAME:
+            self.withdraw_lpips(f"frames are smaller than the {SMALLEST_FRAME} pixels that it needs")
 
     def withdraw_lpips(self, reason: str) -> None:
         self.lpips, self.lpips_reason = None, reason
@@ -95,6 +108,7 @@ def score_batch(
     """Scores of the first `count` clips of the batch; the rest is padding for a fixed shape, dropped.
 
     A clip's draw is its number in the split, so that its randomness does not depend on batch and process.
+    What cannot be scored is in `trial.faults` afterwards.
     """
     batch = batch.to(trial.predictor.device)
     require_task(trial.task, batch.given)
@@ -168,7 +182,7 @@ def _best(first: dict[str, Tensor], others: Iterable[dict[str, Tensor]]) -> dict
 
 
 def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int = 0) -> Tensor:
-    """uint8 (B, H, C, h, w), from the latents of the given frames; the first `count` clips must be finite."""
+    """uint8 (B, H, C, h, w), from the latents of the given frames; faults of the first `count` are noted."""
     predictor = trial.predictor
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
     known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
@@ -182,13 +196,13 @@ def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajec
         purpose="evaluation",
     )
     prediction = predictor.decode(take_frames(sampled, ~batch.given))
-    _require_finite("prediction", prediction[:count], batch)
+    _note_faults(trial, "prediction", prediction[:count], batch)
     return to_uint8(prediction)
 
 
 def _through_autoencoder(trial: Trial, batch: ClipBatch, latents: Tensor, count: int) -> Tensor:
     """uint8 (B, T, C, h, w): the unknown frames and the given ones beside them as the autoencoder shows them;
-    what nobody looks at is black. The unknown ones of the first `count` clips must be finite.
+    what nobody looks at is black. Faults of the unknown ones of the first `count` clips are noted.
     """
     unknown = ~batch.given
     needed = unknown.clone()  # (B, T)
@@ -198,22 +212,29 @@ def _through_autoencoder(trial: Trial, batch: ClipBatch, latents: Tensor, count:
     columns = needed.any(dim=0) if trial.task != "infilling" else torch.ones_like(needed[0])
     decoded = trial.predictor.decode(latents[:, columns])
     reconstruction = take_frames(decoded, unknown[:, columns])
-    _require_finite("reconstruction by the autoencoder", reconstruction[:count], batch)
+    _note_faults(trial, "reconstruction by the autoencoder", reconstruction[:count], batch)
     shown = torch.zeros(batch.frames.shape, dtype=torch.uint8, device=decoded.device)
     shown[:, columns] = to_uint8(decoded)
     return shown
 
 
-def _require_finite(what: str, frames: Tensor, batch: ClipBatch) -> None:
+def _note_faults(trial: Trial, what: str, frames: Tensor, batch: ClipBatch) -> None:
+    """Looks at decoded frames (B, H, C, h, w) before they are rounded."""
     # Cast to uint8, NaN would become a black pixel, and a broken model a number.
-    bad = (~frames.isfinite()).flatten(2).sum(dim=2).cpu()  # (B, H)
-    if bad.any():
-        clip, horizon = (int(i) for i in bad.nonzero()[0])
-        raise UserError(
-            f"evaluation: the {what} of clip '{batch.names[clip]}' (index {int(batch.draws[clip])}) has "
-            f"{int(bad[clip].sum())} non-finite values, the first at horizon {horizon + 1}; "
-            "use an earlier checkpoint or full precision"
-        )
+    not_finite = (~frames.isfinite()).flatten(2).sum(dim=2).cpu()  # (B, H)
+    low, high = (edge.cpu() for edge in torch.aminmax(frames.flatten(2), dim=2))  # (B, H) each
+    outside = (low < IN_RANGE[0]) | (high > IN_RANGE[1])
+    for clip, counts in enumerate(not_finite):
+        if counts.any():
+            horizon = int(counts.nonzero()[0]) + 1
+            fault = f"has {int(counts.sum())} non-finite values, the first at horizon {horizon}"
+        elif outside[clip].any():
+            horizon = int(outside[clip].nonzero()[0]) + 1
+            span = f"[{low[clip].min():.4g}, {high[clip].max():.4g}]"
+            fault = f"spans {span}, beyond [0, 1] from horizon {horizon} on"
+        else:
+            continue
+        trial.faults.setdefault(int(batch.draws[clip]), f"the {what} {fault}")
 
 
 def _sample(batch: ClipBatch, prediction: Tensor, b: int, index: int) -> ClipSample:

@@ -42,7 +42,7 @@ class Lpips:
     `net` is alex, squeeze or vgg; `weights` the path of a backbone file (torchvision's state dict). Without
     `weights` the backbone is the file in `$TORCH_HOME/hub/checkpoints`, or else downloaded there when the
     server answers. Raises `LpipsUnavailable` where there is none, `UserError` where `weights` is wrong.
-    `protocol` names net, version and the backbone file with its checksum.
+    `protocol` names net, version and the backbone file, with the checksums of backbone and heads.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Lpips:
             "package": f"lpips {_package_version()}",
             "backbone": backbone.name,
             "backbone_sha256": hashlib.sha256(backbone.read_bytes()).hexdigest(),
+            "heads_sha256": hashlib.sha256(_heads(net).read_bytes()).hexdigest(),
             "input_range": [-1, 1],
         }
 
@@ -117,14 +118,20 @@ def _assemble(net: str, backbone: Path) -> nn.Module:
         warnings.simplefilter("ignore")  # the package uses torchvision's old spelling of `weights=None`
         # Random values, all of which are replaced below; this way the package downloads nothing.
         model = lpips.LPIPS(net=net, pretrained=False, pnet_rand=True, verbose=False)
-    heads = Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
     tensors = {f"net.{name}": value for name, value in _backbone_tensors(model.net, backbone).items()}
-    for name, value in _load(heads).items():  # lin0.model.1.weight
+    for name, value in _load(_heads(net)).items():  # lin0.model.1.weight
         # The model registers its heads twice, as `lin0` and in the list `lins`.
         tensors[name] = tensors[name.replace("lin", "lins.", 1)] = value
     buffers = {f"scaling_layer.{name}": value for name, value in model.scaling_layer.state_dict().items()}
     model.load_state_dict({**buffers, **tensors}, strict=True)
     return model.requires_grad_(False).eval()
+
+
+def _heads(net: str) -> Path:
+    """The linear heads, which the package brings along."""
+    import lpips
+
+    return Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth"
 
 
 def _backbone_tensors(slices: nn.Module, backbone: Path) -> dict[str, Tensor]:

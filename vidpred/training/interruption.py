@@ -20,10 +20,12 @@ ECHO_SECONDS = 2.0
 class StopRequest:
     """Becomes true at the first SIGINT or SIGTERM; a second Ctrl-C ends the process at once.
 
-    A SIGTERM that follows is ignored: torchrun sends it once more to all ranks while they save.
+    A SIGTERM that follows is ignored: torchrun sends it once more to all ranks while they save. `promise` tells
+    the user what happens until then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, promise: str = "saving, then stopping") -> None:
+        self._promise = promise
         self._signal: Optional[signal.Signals] = None
         self._since = 0.0
 
@@ -35,11 +37,16 @@ class StopRequest:
         """The name of the signal, for the log."""
         return self._signal.name if self._signal else "none"
 
+    @property
+    def exit_code(self) -> int:
+        """What a process that ends for it returns; 0 without a signal."""
+        return 128 + self._signal if self._signal else 0
+
     def receive(self, number: int, frame: Optional[FrameType] = None) -> None:
         if self._signal is None:
             self._signal, self._since = signal.Signals(number), time.monotonic()
             if distributed.is_main():
-                logger.warning("%s: saving, then stopping; a second Ctrl-C ends at once", self.name)
+                logger.warning("%s: %s; a second Ctrl-C ends at once", self.name, self._promise)
         elif number == signal.SIGINT and time.monotonic() - self._since > ECHO_SECONDS:
             os._exit(128 + number)
 

@@ -32,7 +32,7 @@ from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import DenoisingLoss
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
-from vidpred.evaluation import ClipSample, Evaluation, save_pictures
+from vidpred.evaluation import BadClipsError, ClipSample, Evaluation, save_pictures
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.prediction import ClipCount, Predictor
 from vidpred.training.averages import Averages
@@ -319,8 +319,17 @@ class VideoPredictionTask:
         return save_pictures(folder, samples, self._fps) if distributed.is_main() else []
 
     def evaluate(self, network: nn.Module, step: int) -> Findings:
-        """PSNR, SSIM and LPIPS beside floor and ceiling: a JSON file, a table in the log, a few pictures."""
-        result = self._evaluate_predictor(self._predictor_with(network, quiet=True), step)
+        """PSNR, SSIM and LPIPS beside floor and ceiling: a JSON file, a table in the log, a few pictures.
+
+        Bad clips end the evaluation and not the training: figures of other clips would not compare with those
+        of other steps, so there are none at this one.
+        """
+        try:
+            result = self._evaluate_predictor(self._predictor_with(network, quiet=True), step)
+        except BadClipsError as error:
+            if distributed.is_main():
+                logger.error("step %d  no figures: %s", step, error)
+            return Findings({}, [])
         path = self._evaluation_file(step)
         pictures = self._save_pictures(path.with_suffix(""), result.samples)
         if distributed.is_main():
