@@ -21,6 +21,8 @@ from evaluation_helper import (
     make_predictor,
     plain,
     run,
+    save_stand_in,
+    with_video_distance,
 )
 
 from vidpred.autoencoders import MockConfig, build_autoencoder
@@ -136,11 +138,18 @@ def test_another_seed_is_another_trajectory():
 
 def test_rows_are_equal_on_one_and_three_processes(evaluation, backbone, tmp_path):
     script = Path(__file__).parent / "evaluation_helper.py"
-    run_torchrun(script, [tmp_path, backbone], nproc=3, timeout=240)
+    i3d = save_stand_in(tmp_path / "i3d_torchscript.pt")
+    run_torchrun(script, [tmp_path, backbone, i3d], nproc=3, timeout=240)
     ranks = [json.loads((tmp_path / f"rank_{r}.json").read_text()) for r in range(3)]
     expected = json.loads(json.dumps(plain(evaluation)))
     infilling = run(NoiseDependent(), None, task="infilling", trajectories=2)
+    distances = with_video_distance(i3d).to_json()["fvd"]
     for result in ranks:
+        for view in ("generated", "whole_clip"):
+            found, alone = result["fvd"]["json"]["fvd"][view], distances[view]
+            assert found["frames"] == alone["frames"] and found.keys() == alone.keys()
+            for row in alone.keys() - {"frames"}:
+                assert found[row] == pytest.approx(alone[row], rel=1e-6) and found[row] > 0
         assert result["all"] == expected
         assert result["infilling"] == json.loads(json.dumps(plain(infilling)))
         assert result["fewer clips than ranks"]["json"]["protocol"]["clips"] == 2
@@ -233,11 +242,13 @@ def test_table_is_aligned_and_complete(evaluation):
     lines = evaluation.table().splitlines()
     assert lines[0].startswith("7 clips of squares, 2 given and 3 predicted frames")
     assert lines[1].split() == ["PSNR", "(dB)", "SSIM", "LPIPS", "squeeze"]
-    assert [line[:18].strip() for line in lines[2:7]] == ["model", "copy last", "copy last, decoded", "linear", "ceiling"]
-    assert len({len(line) for line in lines[1:7]}) == 1 and all(line.count("+-") == 3 for line in lines[2:7])
+    assert [line[:18].strip() for line in lines[2:8]] == [
+        "model", "copy last", "copy last, decoded", "mean of context", "linear", "ceiling"
+    ]  # fmt: skip
+    assert len({len(line) for line in lines[1:8]}) == 1 and all(line.count("+-") == 3 for line in lines[2:8])
     summary = evaluation.summary("model", "psnr")
     assert f"{summary.mean:.2f} +- {summary.ci95:.2f}" in lines[2]
-    assert "paired by clip" in lines[7] and f"{evaluation.motion_energy_ratio:.3f}" in lines[8]
+    assert "paired by clip" in lines[8] and f"{evaluation.motion_energy_ratio:.3f}" in lines[9]
 
 
 def test_without_lpips_the_table_says_why(monkeypatch):

@@ -33,7 +33,8 @@ def main() -> int:
         folder = options.out or (
             checkpoint.run_folder / "evaluation" / f"{options.split}_step_{checkpoint.step:08d}"
         )
-        keys = {"num_clips": options.clips, "batch_size": options.batch_size, "lpips_net": options.lpips_net}
+        keys = {"num_clips": options.clips, "batch_size": options.batch_size, "lpips_net": options.lpips_net,
+                "fvd_weights": options.fvd_weights}
         results = evaluate_checkpoint(
             checkpoint, tasks, split=options.split, device=options.device,
             changes={key: value for key, value in keys.items() if value is not None},
@@ -77,6 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the noise and of the given frames (the run's)")
     parser.add_argument("--steps", type=int, help="sampling steps (the model's)")
     parser.add_argument("--lpips-net", choices=("squeeze", "alex", "vgg", "none"), help="(the run's)")
+    parser.add_argument("--fvd-weights", metavar="FILE", help="an I3D for the FVD, or download (the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(the run's evaluation/SPLIT_step_XXXXXXXX)")
     return parser.parse_args()

@@ -1,12 +1,13 @@
 """How good the prediction is: against the truth, two floors and a ceiling, with the protocol beside it.
 
 Any frames may be given: the first few (prediction), others (interpolation, infilling) or none (generation).
-Rows: model; best_of_n of several trajectories; floor (copy of the nearest given frame, which for prediction
-is the last); decoded_floor (that copy as the autoencoder shows it); linear (the line through two given
-frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
+Rows: model; best_of_n (of several trajectories one, by all metrics); floor (copy of the nearest given frame,
+which for prediction is the last); decoded_floor (that copy as the autoencoder shows it); context_mean (mean
+of the given frames); linear (the line through two of them); ceiling (the truth through the autoencoder).
+Horizon h = 1 .. H counts predicted frames.
 """
 
-from vidpred.evaluation.baselines import copy_nearest, linear
+from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
 from vidpred.evaluation.config import EvaluationConfig
 from vidpred.evaluation.evaluator import evaluate
 from vidpred.evaluation.of_checkpoint import evaluate_checkpoint
@@ -25,6 +26,7 @@ __all__ = [
     "evaluate",
     "evaluate_checkpoint",
     "linear",
+    "mean_of_given",
     "row_titles",
     "save_pictures",
     "student_t",

@@ -29,6 +29,10 @@ class EvaluationConfig:
     lpips_weights: Optional[str] = None
     """Path of the backbone's weights (torchvision's file), where it is not in $TORCH_HOME."""
 
+    fvd_weights: Optional[str] = None
+    """An I3D for the FVD: path of a safetensors file or of StyleGAN-V's i3d_torchscript.pt, or download. No
+    FVD without it."""
+
     num_panels: int = 4
     """Clips whose context, truth and prediction are kept for pictures."""
 

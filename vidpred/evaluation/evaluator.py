@@ -9,10 +9,12 @@ from vidpred.data.evaluation_batches import EvaluationBatches, clip_name
 from vidpred.distributed import gather_or_fail, is_main, shard
 from vidpred.errors import UserError
 from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.protocol import protocol_of
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.results import Evaluation
-from vidpred.evaluation.scoring import Judge, Trial, score_batch
+from vidpred.evaluation.scoring import Trial, score_batch
+from vidpred.evaluation.video_distance import VideoDistance
 from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor
 
@@ -38,8 +40,8 @@ def evaluate(
         frame_roles: of clips of T frames, such as `config.task` means; see `conditioning.evaluation_roles`.
         seed: what is drawn for a clip is a function of (seed, number of the clip in the split, trajectory).
         trajectories: predictions of each clip. The figures are the first one's, which is the same however
-            many there are; the best of all of them is one more row. Unconditional generation has no best: it
-            draws one.
+            many there are; the best of all of them is one more row, and CRPS, diversity and spread over skill
+            are of all of them. Unconditional generation has no truth to compare them with: it draws one.
         step, ema, split: of the weights and the clips, for the protocol only.
         num_inference_steps: the predictor's configured number where None.
         num_workers, timeout: processes that decode on each rank, and seconds after which a decoder hangs.
@@ -60,10 +62,11 @@ def evaluate(
         dataset, mine, config.batch_size, frame_roles, seed=seed, num_workers=num_workers, timeout=timeout
     )
     judge, pictured = Judge(config, predictor.device), set(numbers[: config.num_panels])
+    distance = VideoDistance(numbers)
     shares = gather_or_fail(
         # In this order: what was dropped, and why there is no LPIPS, is known after the scoring.
         lambda: (
-            _score_share(trial, batches, len(mine), judge, pictured),
+            _score_share(trial, batches, len(mine), judge, pictured, distance),
             batches.dropped,
             judge.lpips_reason,
         )
@@ -78,7 +81,7 @@ def evaluate(
         raise UserError(f"evaluation: {config.task} needs as many given and unknown frames in every clip")
     left_out = [clip_name(dataset, number) for number in sorted(dropped)]
     protocol = protocol_of(trial, dataset, records, judge, left_out)
-    return Evaluation(protocol, records, judge.lpips_reason)
+    return Evaluation(protocol, records, judge.lpips_reason, distance.result())
 
 
 def _score_share(
@@ -87,12 +90,15 @@ def _score_share(
     total: int,
     judge: Judge,
     pictured: set[int],
+    distance: VideoDistance,
 ) -> list[ClipScores]:
     """Scores of this rank's clips, of which there are `total`; frames are kept of those in `pictured`."""
     records: list[ClipScores] = []
     with tqdm(total=total, desc="evaluation", unit="clip", disable=not is_main(), leave=False) as bar:
         for batch, valid in batches:
-            records += score_batch(trial, batch, int(valid.sum()), judge, pictured)
+            scored = score_batch(trial, batch, int(valid.sum()), judge, pictured)
+            distance.absorb(scored)
+            records += scored
             bar.update(len(records) - bar.n)
     return records
 

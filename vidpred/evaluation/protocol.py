@@ -1,15 +1,15 @@
 """The protocol: everything that a figure depends on, written beside it. Without it no two figures compare."""
 
 import dataclasses
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from vidpred.data.clips import ClipDataset
+from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.records import ClipScores
-from vidpred.evaluation.scoring import Judge, Trial
-from vidpred.metrics import PSNR_CAP, SSIM_PROTOCOL
+from vidpred.evaluation.scoring import Trial
+from vidpred.metrics import PSNR_CAP
 
 DEFINITIONS = {
     "scored": "predicted frames only, never decoded from a video file",
@@ -25,6 +25,7 @@ DEFINITIONS = {
         "the same, encoded and decoded by the autoencoder: what a model that adds nothing to that frame "
         "predicts; a blur that raises the PSNR of its copy is not learning"
     ),
+    "context_mean": "mean of all given frames, rounded",
     "linear": (
         "the blend in time of the given frames on both sides, clamped; beyond the last given frame (before "
         "the first alike) last + h (last - previous) at horizon h"
@@ -41,10 +42,6 @@ DEFINITIONS = {
         "common; centre crop, no flip"
     ),
 }
-BEST_OF_N = (
-    "of the trajectories of a clip the best one by each metric's own mean over its frames, so not the same "
-    "one for all metrics; `model` is the first trajectory alone"
-)
 
 
 def protocol_of(
@@ -83,10 +80,8 @@ def protocol_of(
         "residual": getattr(predictor.denoiser, "residual", None),
         "precision": _precision(predictor.device),
         "autoencoder": getattr(predictor.autoencoder, "name", type(predictor.autoencoder).__name__),
-        "ssim": {"implementation": SSIM_PROTOCOL, "package": f"torchmetrics {version('torchmetrics')}"},
-        "lpips": judge.lpips.protocol if judge.lpips else {"unavailable": judge.lpips_reason},
+        **judge.protocol(trial.trajectories),
         **DEFINITIONS,
-        **({"best_of_n": BEST_OF_N} if trial.trajectories > 1 else {}),
     }
 
 
