@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from evaluation_helper import (
 from torch import nn
 
 from vidpred.conditioning import evaluation_roles
+from vidpred.configuration import load_config
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.evaluation.judge import Judge
@@ -235,6 +237,15 @@ def test_clips_too_short_for_an_i3d_are_refused_before_the_work(i3d, monkeypatch
     config = EvaluationConfig(lpips_net="none", fvd_weights=str(i3d))
     with pytest.raises(UserError, match="evaluation.fvd_weights: clips of 5 frames are shorter than the 9"):
         evaluate(predictor, Squares(), config, evaluation_roles("prediction", CONTEXT), seed=0)
+
+
+def test_a_training_run_with_fvd_is_refused_at_its_start_where_it_would_fail_at_its_end(i3d):
+    quickstart = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
+    with pytest.raises(UserError, match="evaluation.fvd_weights: /no/such.pt is not a file; give an I3D"):
+        load_config(["--evaluation.fvd_weights=/no/such.pt"], quickstart)
+    with pytest.raises(UserError, match="clips of 8 frames are shorter than the 9"):
+        load_config([f"--evaluation.fvd_weights={i3d}"], quickstart)
+    assert load_config(["--evaluation.fvd_weights=download", "--data.num_frames=9"], quickstart)
 
 
 def test_one_clip_has_no_distance(i3d):

@@ -124,7 +124,10 @@ def test_an_evaluation_beside_its_sampling(tmp_path, run_file, monkeypatch):
     calls = []
     monkeypatch.setattr(benchmark_evaluation, "sample", lambda *arguments: calls.append(arguments))
     options = argparse.Namespace(clips=2, rounds=1, trajectories=1, lpips_net="none", device="cpu")
-    report = benchmark_evaluation.measure(options)
+    report = benchmark_evaluation.measure(
+        options, ["--network.channels=[8, 16]", "--network.head_dim=8", "--sampling.num_inference_steps=1",
+                  "--data.num_workers=0", "--data.height=32", "--data.width=32"],
+    )  # fmt: skip
     assert (report["sampling_seconds"], report["evaluation_seconds"], report["ratio"]) == (2, 5, 2.5)
     assert report["clips"] == 2 and len(calls) == 2
     tool = Path(benchmark_evaluation.__file__)

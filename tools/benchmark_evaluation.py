@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Callable, Sequence
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # works where vidpred is cloned but not installed
@@ -29,7 +30,7 @@ from vidpred.evaluation import evaluate  # noqa: E402
 from vidpred.prediction import Predictor  # noqa: E402
 
 
-def timed(work) -> float:
+def timed(work: Callable[[], object]) -> float:
     """Seconds of a call, with what it left in a GPU's queue."""
     start = time.perf_counter()
     work()
@@ -45,11 +46,12 @@ def sample(predictor: Predictor, batches: list, trajectories: int) -> None:
             predictor.sample_latents(latents, given, times, draws, 0)
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """Medians of the rounds, in seconds, and their ratio."""
+def measure(options: argparse.Namespace, changes: Sequence[str] = ()) -> dict:
+    """Medians of the rounds, in seconds, and their ratio; `changes` override keys of the quickstart."""
     overrides = [f"--data.num_val_clips={options.clips}", "--data.num_clips=64", "--data.num_test_clips=1"]
     overrides += [f"--evaluation.num_clips={options.clips}", f"--evaluation.lpips_net={options.lpips_net}"]
-    config = load_config([*overrides, "--evaluation.num_panels=0"], ROOT / "configs" / "quickstart.yaml")
+    overrides += ["--evaluation.num_panels=0", *changes]
+    config = load_config(overrides, ROOT / "configs" / "quickstart.yaml")
     device = choose_device(options.device)
     autoencoder = build_autoencoder(config.autoencoder).to(device)
     calibration = calibrate(config, build_dataset(config.data, "train", 0), autoencoder, device)
@@ -69,7 +71,7 @@ def measure(options: argparse.Namespace) -> dict:
             num_workers=config.data.num_workers,
         )  # fmt: skip
 
-    sample(predictor, batches[:1], 1)  # the first call allocates
+    sample(predictor, batches[:1], 1)  # the first call is slower
     rounds = [
         (timed(lambda: sample(predictor, batches, options.trajectories)), timed(run))
         for _ in range(options.rounds)

@@ -107,16 +107,11 @@ class Evaluation:
         {"mean", "ci95", "per_horizon"}, and `crps` of several trajectories; `motion_energy_ratio`; `ensemble`
         and `fvd`, None where there is neither; `clips` with the means of each clip, and the model's figures
         of each horizon. What is unavailable is None, with the reason."""
-        diversity = self.diversity()
-        ensemble = {
-            "diversity": asdict(diversity) if diversity else None,
-            "spread_over_skill": self.spread_over_skill(),
-        }
         return {
             "protocol": self.protocol,
             **{row: {name: self._summary_json(row, name) for name in self.metrics} for row in self.titles},
             "motion_energy_ratio": self.motion_energy_ratio,
-            "ensemble": ensemble if self._trajectories > 1 else None,
+            "ensemble": self._ensemble_json(),
             "fvd": self._fvd_json(),
             "clips": [self._clip_json(clip) for clip in self.clips],
         }
@@ -206,6 +201,11 @@ class Evaluation:
         ratios = [float(spread_over_skill(*map(torch.as_tensor, pair), self._trajectories)) for pair in pairs]
         mean, *per_horizon = [None if np.isnan(ratio) else ratio for ratio in ratios]
         return {"mean": mean, "per_horizon": per_horizon}
+
+    def _ensemble_json(self) -> Optional[dict[str, Any]]:
+        if self._trajectories == 1:
+            return None
+        return {"diversity": asdict(self.diversity()), "spread_over_skill": self.spread_over_skill()}
 
     def _fvd_json(self) -> Optional[dict[str, Any]]:
         if self.fvd is None:
