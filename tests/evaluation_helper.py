@@ -1,12 +1,15 @@
 """Small clips and predictors for the tests of the evaluation; as a script, an evaluation under torchrun.
 
-    evaluation_helper.py FOLDER BACKBONE   writes what each rank got to FOLDER/rank_<r>.json; goes on with
-                                           FOLDER/begun.json, and stops in the middle of FOLDER/stopped.json
+    evaluation_helper.py FOLDER BACKBONE I3D   writes what each rank got to FOLDER/rank_<r>.json; goes on with
+                                               FOLDER/begun.json and FOLDER/begun_fvd.json, and stops in the
+                                               middle of FOLDER/stopped.json
 """
 
+import hashlib
 import itertools
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +24,11 @@ from vidpred.distributed import process_group, rank
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, EvaluationConfig, EvaluationStopped, evaluate
 from vidpred.frame_roles import GIVEN, UNKNOWN
+from vidpred.metrics import video_features
 from vidpred.prediction import LatentCalibration, Predictor
 
 CONTEXT, FRAMES, SIZE = 2, 5, 32
+LONG = 12  # frames, enough for FVD
 BROKEN = "clip 4"
 
 
@@ -32,8 +37,8 @@ class Squares(ClipDataset):
 
     name = "squares"
 
-    def __init__(self, count: int = 7, still: bool = False):
-        self.count, self.still = count, still
+    def __init__(self, count: int = 7, still: bool = False, num_frames: int = FRAMES):
+        self.count, self.still, self.num_frames = count, still, num_frames
 
     def __len__(self) -> int:
         return self.count
@@ -42,11 +47,29 @@ class Squares(ClipDataset):
         return f"clip {index}"
 
     def clip(self, index: int, generator=None) -> Clip:
-        frames = torch.full((FRAMES, 3, SIZE, SIZE), 40 + index, dtype=torch.uint8)
-        for t in range(FRAMES):
+        frames = torch.full((self.num_frames, 3, SIZE, SIZE), 40 + index, dtype=torch.uint8)
+        for t in range(self.num_frames):
             left = 3 if self.still else 3 + 2 * t
             frames[t, :, 5 + index : 15 + index, left : left + 9] = 200
-        return Clip(frames, torch.arange(FRAMES, dtype=torch.float32), self.item_name(index))
+        return Clip(frames, torch.arange(self.num_frames, dtype=torch.float32), self.item_name(index))
+
+
+class StandIn(nn.Module):
+    """In the place of StyleGAN-V's I3D, with its arguments: the size of its frames, their mean, and coarse
+    means over time and place."""
+
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert not rescale and not resize and return_features
+        size = torch.full((len(x), 1), float(x.shape[-1]))
+        coarse = nn.functional.adaptive_avg_pool3d(x, (3, 4, 4)).flatten(1)
+        return torch.cat([size, x.flatten(1).mean(dim=1, keepdim=True), coarse, coarse.square()], dim=1)
+
+
+def save_stand_in(path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.script(StandIn()).save(str(path))
+    return path
 
 
 def first_frames(generator: np.random.Generator, num_frames: int) -> np.ndarray:
@@ -156,11 +179,20 @@ def plain(evaluation: Evaluation) -> dict:
     return {"json": evaluation.to_json(), "rows": rows, "samples": samples, "table": evaluation.table()}
 
 
-def main(folder: str, backbone: str) -> None:
+def with_video_distance(weights: Path, **options) -> Evaluation:
+    """Of longer clips, with a stand-in for the I3D."""
+    video_features.TORCHSCRIPT_SHA256 = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    fixed = {"dataset": Squares(num_frames=LONG), "fvd_weights": str(weights)}
+    return run(NoiseDependent(), None, **fixed, **{"num_clips": 5, **options})
+
+
+def main(folder: str, backbone: str, i3d: str) -> None:
     with process_group("cpu"):
         results = {
             "all": plain(run(NoiseDependent(), backbone)),
             "infilling": plain(run(NoiseDependent(), None, task="infilling", trajectories=2)),
+            "fvd": plain(with_video_distance(Path(i3d))),
+            "begun fvd": plain(with_video_distance(Path(i3d), result=Path(folder, "begun_fvd.json"))),
             "fewer clips than ranks": plain(run(NoiseDependent(), None, num_clips=2)),
             "begun": plain(run(NoiseDependent(), None, result=Path(folder, "begun.json"))),
         }

@@ -16,7 +16,7 @@ from vidpred.data import ClipConfig
 from vidpred.evaluation import EvaluationConfig, evaluate
 from vidpred.evaluation.protocol import ABSENT, Difference, content_sha256, differences, shown
 from vidpred.evaluation.provenance import device_name, git_state, package_versions, weights_sha256
-from vidpred.metrics import Lpips
+from vidpred.metrics import ENSEMBLE_PROTOCOL, Lpips
 from vidpred.training.settings import TrainingConfig
 
 
@@ -74,7 +74,8 @@ def test_who_answers_is_no_part_of_the_protocol(usual, monkeypatch):
     "options, keys",
     [({"seed": 4}, ["seed"]), ({"split": "test"}, ["split"]), ({"ema": False}, ["ema"]),
      ({"num_inference_steps": 2}, ["sampling.num_inference_steps"]),
-     ({"trajectories": 2}, ["trajectories_per_clip", "best_of_n"]),
+     ({"trajectories": 2}, ["trajectories_per_clip", "best_of_n.chosen_by", "best_of_n.definition",
+                            *ENSEMBLE_PROTOCOL]),
      ({"num_clips": 2}, ["clips", "clips_sha256"]), ({"dataset": Brighter()}, ["clips_sha256"]),
      ({"dataset": Squares(8)}, ["items_in_split"])],
 )  # fmt: skip

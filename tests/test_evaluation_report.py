@@ -22,7 +22,8 @@ LEVELS = [LevelErrors(t, 0.1 + t / 2000, 0.9, 0.6, 0.5) for t in (1000, 500, 100
 
 def made(psnr: list[list[float]], task: str = "prediction", **floors: float) -> Evaluation:
     """Clips whose model has these PSNR by horizon, and rows that are so many dB above it."""
-    above = {"floor": -2.0, "decoded_floor": -1.0, "linear": -3.0, "ceiling": 5.0, **floors}
+    above = {"floor": -2.0, "decoded_floor": -1.0, "context_mean": -4.0, "linear": -3.0, "ceiling": 5.0}
+    above |= floors
     clips = []
     for index, values in enumerate(psnr):
         model = np.array(values)

@@ -1,5 +1,6 @@
 """The evaluation end to end on small clips: exact rows, honest failure, equal on 1 and 3 processes."""
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -23,12 +24,14 @@ from evaluation_helper import (
     make_predictor,
     plain,
     run,
+    save_stand_in,
+    with_video_distance,
 )
 
 from vidpred.autoencoders import MockConfig, build_autoencoder
 from vidpred.errors import UserError
 from vidpred.frame_roles import GIVEN, UNKNOWN
-from vidpred.evaluation import EvaluationConfig, evaluate
+from vidpred.evaluation import EvaluationConfig, EvaluationStopped, evaluate
 from vidpred.metrics import LpipsUnavailable, lpips, psnr, ssim
 from vidpred.prediction import LatentCalibration
 
@@ -136,19 +139,35 @@ def test_another_seed_is_another_trajectory():
 
 
 @pytest.fixture(scope="module")
-def three_processes(backbone, tmp_path_factory):
-    """A folder with what each of three ranks got, see `evaluation_helper`; begun.json is begun by one process."""
+def i3d(tmp_path_factory):
+    return save_stand_in(tmp_path_factory.mktemp("i3d") / "i3d_torchscript.pt")
+
+
+@pytest.fixture(scope="module")
+def three_processes(backbone, i3d, tmp_path_factory):
+    """A folder with what each of three ranks got, see `evaluation_helper`; begun.json and begun_fvd.json are
+    begun by one process."""
     folder = tmp_path_factory.mktemp("ranks")
     begin(folder / "begun.json")
-    run_torchrun(Path(__file__).parent / "evaluation_helper.py", [folder, backbone], nproc=3, timeout=240)
+    with pytest.raises(EvaluationStopped):
+        with_video_distance(i3d, result=folder / "begun_fvd.json", stop_after=1)
+    script = Path(__file__).parent / "evaluation_helper.py"
+    run_torchrun(script, [folder, backbone, i3d], nproc=3, timeout=240)
     return folder
 
 
-def test_rows_are_equal_on_one_and_three_processes(evaluation, three_processes):
+def test_rows_are_equal_on_one_and_three_processes(evaluation, i3d, three_processes):
     ranks = [json.loads((three_processes / f"rank_{r}.json").read_text()) for r in range(3)]
     expected = json.loads(json.dumps(plain(evaluation)))
     infilling = run(NoiseDependent(), None, task="infilling", trajectories=2)
+    distances = with_video_distance(i3d).to_json()["fvd"]
     for result in ranks:
+        for name, view in itertools.product(("fvd", "begun fvd"), ("generated", "whole_clip")):
+            found, alone = result[name]["json"]["fvd"][view], distances[view]
+            assert found["frames"] == alone["frames"] and found.keys() == alone.keys()
+            assert min(found["model"], found["floor"], found["truth_halves"]) > 0
+            for row in alone.keys() - {"frames"}:  # the ceiling's is 0 up to rounding
+                assert found[row] == pytest.approx(alone[row], rel=1e-6, abs=1e-9)
         assert result["all"] == expected
         assert result["infilling"] == json.loads(json.dumps(plain(infilling)))
         assert result["fewer clips than ranks"]["json"]["protocol"]["clips"] == 2
@@ -233,11 +252,13 @@ def test_table_is_aligned_and_complete(evaluation):
     lines = evaluation.table().splitlines()
     assert lines[0].startswith("7 clips of squares, 2 given and 3 predicted frames")
     assert lines[1].split() == ["PSNR", "(dB)", "SSIM", "LPIPS", "squeeze"]
-    assert [line[:18].strip() for line in lines[2:7]] == ["model", "copy last", "copy last, decoded", "linear", "ceiling"]
-    assert len({len(line) for line in lines[1:7]}) == 1 and all(line.count("+-") == 3 for line in lines[2:7])
+    assert [line[:18].strip() for line in lines[2:8]] == [
+        "model", "copy last", "copy last, decoded", "mean of context", "linear", "ceiling"
+    ]  # fmt: skip
+    assert len({len(line) for line in lines[1:8]}) == 1 and all(line.count("+-") == 3 for line in lines[2:8])
     summary = evaluation.summary("model", "psnr")
     assert f"{summary.mean:.2f} +- {summary.ci95:.2f}" in lines[2]
-    assert "paired by clip" in lines[7] and f"{evaluation.motion_energy_ratio:.3f}" in lines[8]
+    assert "paired by clip" in lines[8] and f"{evaluation.motion_energy_ratio:.3f}" in lines[9]
 
 
 def test_without_lpips_the_table_says_why(monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidpred.evaluation import copy_nearest, linear, student_t, summarize
+from vidpred.evaluation import copy_nearest, linear, mean_of_given, student_t, summarize
 
 
 def test_quantile_closed_forms():
@@ -65,6 +65,15 @@ def test_copy_last():
 
 def ramp(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.uint8)[None, :, None, None, None].expand(1, -1, 3, 2, 2)
+
+
+def test_mean_of_what_is_given():
+    frames = ramp(10, 20, 40, 99, 99).expand(2, -1, -1, -1, -1)
+    mean = mean_of_given(frames, first(3, frames))
+    assert mean.dtype == torch.uint8 and mean.shape == (2, 2, 3, 2, 2)
+    assert levels(mean) == [[23, 23]] * 2  # of 23.3
+    bright = ramp(250, 0, 255, 0)  # unsigned sums would wrap around
+    assert levels(mean_of_given(bright, mask(0, 2, count=4))) == [[252, 252]]  # 252.5: to the even one
 
 
 def test_extrapolation_is_the_line_clamped():

@@ -12,7 +12,7 @@ from vidpred.autoencoders import MockConfig, build_autoencoder
 from vidpred.conditioning import TASKS, evaluation_roles
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig, evaluate
-from vidpred.evaluation.scoring import _best, require_task
+from vidpred.evaluation.scoring import best_trajectories, require_task
 from vidpred.frame_roles import GIVEN
 from vidpred.metrics import motion_energy, psnr
 from vidpred.prediction import LatentCalibration
@@ -93,7 +93,7 @@ def test_titles_say_what_is_copied():
     table, scalars = infilling.table(), infilling.scalars()
     assert "copy nearest, decoded" in table and "over copy nearest " in table and "copy last" not in table
     assert {"eval/psnr", "eval/psnr_over_copy_nearest", "eval/psnr_over_linear"} <= scalars.keys()
-    assert len({len(line) for line in table.splitlines()[1:7]}) == 1
+    assert len({len(line) for line in table.splitlines()[1:8]}) == 1
 
 
 @pytest.mark.parametrize("task", ["infilling", "interpolation", "prediction"])
@@ -144,7 +144,7 @@ def test_the_autoencoders_error_is_no_motion(task):
 
 def test_of_generation_only_the_motion_is_a_figure(tmp_path):
     result = evaluated(make_predictor(NoiseDependent()), "unconditional", trajectories=4)
-    for row in ("model", "floor", "decoded_floor", "linear"):
+    for row in ("model", "floor", "decoded_floor", "context_mean", "linear"):
         assert result.summary(row, "psnr") is None and result.unavailable(row, "psnr")
     assert result.summary("ceiling", "psnr").mean == 100
     assert result.scalars() == {"eval/motion_energy_ratio": result.motion_energy_ratio}
@@ -156,39 +156,42 @@ def test_of_generation_only_the_motion_is_a_figure(tmp_path):
     assert saved["clips"][0]["model"] is None and saved["clips"][0]["ceiling"]["psnr"] == 100
     assert "best_of_n" not in saved and saved["protocol"]["trajectories_per_clip"] == 1
     lines = result.table().splitlines()
-    assert [line.split()[-2:] for line in lines[2:6]] == [["n/a", "n/a"]] * 4
+    assert [line.split()[-2:] for line in lines[2:7]] == [["n/a", "n/a"]] * 5
     assert any(line.startswith("model n/a: no frame is given, so no clip is the truth") for line in lines)
     assert not any("paired by clip" in line for line in lines)
 
 
-def test_best_of_n_by_hand():
-    first = {"psnr": torch.tensor([[1.0, 2.0], [5.0, 5.0]]), "lpips": torch.tensor([[0.4, 0.2], [0.1, 0.1]])}
-    second = {"psnr": torch.tensor([[0.0, 4.0], [6.0, 3.0]]), "lpips": torch.tensor([[0.1, 0.4], [0.3, 0.0]])}
-    best = _best(first, [second])
-    assert best["psnr"].tolist() == [[0, 4], [5, 5]]  # means 1.5 < 2, then 5 > 4.5
-    assert best["lpips"] == pytest.approx(torch.tensor([[0.1, 0.4], [0.1, 0.1]]))
+def test_the_best_trajectory_by_hand():
+    values = torch.tensor([[[1.0, 2.0], [5.0, 5.0]], [[0.0, 4.0], [6.0, 3.0]], [[4.0, 0.0], [1.0, 1.0]]])
+    assert best_trajectories(values, "psnr").tolist() == [1, 0]  # means 1.5, 2, 2: the first of equal ones
+    assert best_trajectories(values, "lpips").tolist() == [0, 2]
 
 
-def test_best_of_n_is_of_the_trajectories_and_the_model_is_the_first_of_them():
-    class Shifted(Brighter):
-        def sample_latents(self, latents, given, frame_times, draws, seed, **options):
-            shifted = draws + self.levels * NEXT_TRAJECTORY
-            return self.inner.sample_latents(latents, given, frame_times, shifted, seed, **options)
+class Shifted(Brighter):
+    """Its first trajectory is number `levels` of the predictor inside."""
 
-    def alone(number):
-        return evaluated(Shifted(number, make_predictor(NoiseDependent())), "infilling")
+    def sample_latents(self, latents, given, frame_times, draws, seed, **options):
+        shifted = draws + self.levels * NEXT_TRAJECTORY
+        return self.inner.sample_latents(latents, given, frame_times, shifted, seed, **options)
 
+
+def test_best_of_n_is_one_trajectory_for_all_metrics_and_the_model_is_the_first():
     result = evaluated(make_predictor(NoiseDependent()), "infilling", trajectories=3)
-    singles = [alone(k) for k in range(3)]
+    singles = [evaluated(Shifted(k, make_predictor(NoiseDependent())), "infilling") for k in range(3)]
+    means = np.stack([single.values("model", "psnr").mean(axis=1) for single in singles])
+    best = means.argmax(axis=0)
+    assert [clip.best_trajectory for clip in result.clips] == best.tolist() and len(set(best)) > 1
     for metric in ("psnr", "ssim"):
-        assert np.array_equal(result.values("model", metric), singles[0].values("model", metric))
-        means = np.stack([single.values("model", metric).mean(axis=1) for single in singles])
-        best = result.values("best_of_n", metric).mean(axis=1)
-        assert np.array_equal(best, means.max(axis=0)) and (best > means.min(axis=0)).all()
-        assert result.summary("best_of_n", metric).mean > means.mean() and len(set(means.argmax(axis=0))) > 1
-    assert result.protocol["trajectories_per_clip"] == 3 and "own mean" in result.protocol["best_of_n"]
-    assert "model, best of 3" in result.table() and "by each metric itself" in result.table()
-    assert result.to_json()["best_of_n"]["psnr"]["mean"] > result.to_json()["model"]["psnr"]["mean"]
+        values = np.stack([single.values("model", metric) for single in singles])
+        assert np.array_equal(result.values("model", metric), values[0])
+        assert np.array_equal(result.values("best_of_n", metric), values[best, np.arange(7)])
+    assert result.protocol["trajectories_per_clip"] == 3
+    chosen = result.protocol["best_of_n"]
+    assert chosen["chosen_by"] == "psnr" and "PSNR" in chosen["definition"]
+    table, saved = result.table(), result.to_json()
+    assert "model, best of 3: of each clip the one with the best PSNR, for all metrics; model is" in table
+    assert saved["best_of_n"]["psnr"]["mean"] > saved["model"]["psnr"]["mean"]
+    assert saved["clips"][1]["best_trajectory"] == best[1]
     with pytest.raises(UserError, match="trajectories: 0 must be 1 or more"):
         run(CopyLast(), None, trajectories=0)
 

@@ -6,7 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from evaluation_helper import NoiseDependent, Squares, Watched, begin, plain, run
+from evaluation_helper import (
+    NoiseDependent,
+    Squares,
+    Watched,
+    begin,
+    plain,
+    run,
+    save_stand_in,
+    with_video_distance,
+)
 
 from vidpred.data import ClipError
 from vidpred.errors import UserError
@@ -61,16 +70,16 @@ def test_records_travel_with_fields_that_nobody_knew(monkeypatch):
 
     @dataclasses.dataclass
     class Richer(ClipScores):
-        features: object = None
+        further: object = None
 
     monkeypatch.setattr(known_records, "Ensemble", Ensemble, raising=False)
     monkeypatch.setattr(known_records, "Richer", Richer, raising=False)
     sample = ClipSample(1, "a", *(np.full((1, 3, 2, 2), k, np.uint8) for k in range(3)), given=None)
-    scores, features = {"model": {"psnr": np.array([1 / 3, 2.0])}}, {"v": Ensemble(np.ones(3))}
-    record = Richer(1, "a", 2, 3, (4, 5), scores, {"model": 0.1}, sample=sample, features=features)
+    scores, further = {"model": {"psnr": np.array([1 / 3, 2.0])}}, {"v": Ensemble(np.ones(3))}
+    record = Richer(1, "a", 2, 3, (4, 5), scores, {"model": 0.1}, sample=sample, further=further)
     back = through_json(record)
     assert type(back) is Richer and back.frame_size == (4, 5)
-    assert type(back.features["v"]) is Ensemble and back.features["v"].values.tolist() == [1, 1, 1]
+    assert type(back.further["v"]) is Ensemble and back.further["v"].values.tolist() == [1, 1, 1]
     assert back.scores["model"]["psnr"].tolist() == [1 / 3, 2.0] and back.sample.truth.max() == 1
 
 
@@ -142,6 +151,23 @@ def test_best_of_n_and_lpips_reasons_survive(tmp_path):
     for _ in range(2):  # the second time nothing is left to score
         finished = run(NoiseDependent(), str(backbone), result=result, **options)
         assert plain(finished) == plain(expected)
+
+
+def test_ensemble_and_fvd_survive(tmp_path):
+    result, weights = tmp_path / "evaluation.json", save_stand_in(tmp_path / "i3d_torchscript.pt")
+    expected = with_video_distance(weights, trajectories=3)
+    with pytest.raises(EvaluationStopped):
+        with_video_distance(weights, trajectories=3, result=result, stop_after=2)
+    for _ in range(2):  # the second time nothing is left to score
+        finished = with_video_distance(weights, trajectories=3, result=result)
+        assert plain(finished)["rows"] == plain(expected)["rows"]
+        assert finished.to_json()["ensemble"] == expected.to_json()["ensemble"]
+        assert finished.to_json()["clips"] == expected.to_json()["clips"]
+        assert all(clip.features is None for clip in finished.clips)
+        assert finished.fvd.clips == 5 and finished.fvd.figures.keys() == expected.fvd.figures.keys()
+        for view, figures in expected.fvd.figures.items():
+            assert finished.fvd.figures[view] == pytest.approx(figures, rel=1e-6, abs=1e-9)
+        assert finished.fvd.truth_halves == pytest.approx(expected.fvd.truth_halves, rel=1e-6)
 
 
 def test_a_torn_last_line_is_scored_again(whole, tmp_path):

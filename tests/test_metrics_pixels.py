@@ -59,6 +59,17 @@ def test_psnr_equals_scikit_image():
             assert psnr(prediction, truth)[b, t].item() == pytest.approx(expected, abs=1e-9)
 
 
+def test_psnr_equals_torchmetrics():
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    prediction, truth = noisy_pair()
+    for b in range(2):
+        for t in range(3):
+            images = (prediction[b, t].double() / 255, truth[b, t].double() / 255)
+            expected = peak_signal_noise_ratio(*images, data_range=1.0).item()
+            assert psnr(prediction, truth)[b, t].item() == pytest.approx(expected, abs=1e-5)
+
+
 def test_ssim_equals_scikit_image_with_matching_settings():
     from skimage.metrics import structural_similarity
 
@@ -81,11 +92,22 @@ def test_ssim_is_the_named_torchmetrics_function():
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     prediction, truth = noisy_pair()
-    expected = structural_similarity_index_measure(
-        prediction.flatten(0, 1) / 255, truth.flatten(0, 1) / 255, data_range=1.0, reduction="none"
-    )
-    torch.testing.assert_close(ssim(prediction, truth).flatten(), expected.double(), rtol=0, atol=1e-6)
+    images = [x.flatten(0, 1).double() / 255 for x in (prediction, truth)]
+    expected = structural_similarity_index_measure(*images, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(prediction, truth).flatten(), expected, rtol=0, atol=2e-6)
     assert "structural_similarity_index_measure" in SSIM_PROTOCOL
+
+
+@pytest.mark.parametrize("size", [(11, 11), (12, 150), (64, 65), (129, 70)])
+def test_ssim_of_any_size_equals_torchmetrics(size):
+    """Sizes on both sides of a block's: borders and seams are in the value of frames that small."""
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    frames = clips(1, 2, 3, *size)
+    other = (frames.int() + clips(1, 2, 3, *size, seed=1) // 8).clamp(0, 255).to(torch.uint8)
+    images = [x[0].double() / 255 for x in (frames, other)]
+    expected = structural_similarity_index_measure(*images, data_range=1.0, reduction="none")
+    torch.testing.assert_close(ssim(frames, other)[0], expected, rtol=0, atol=2e-6)
 
 
 def test_ssim_of_equal_frames_is_one_and_chunks_change_nothing():

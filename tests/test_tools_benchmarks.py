@@ -1,5 +1,6 @@
 """The benchmarks, on tiny networks and few steps: that they run, and that their figures are what they say."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import benchmark  # noqa: E402
+import benchmark_evaluation  # noqa: E402
 import peers  # noqa: E402
 import quality  # noqa: E402
 from peers import SVDNetwork, UNet3DNetwork, float32_attention_on_cpu  # noqa: E402
@@ -113,3 +115,21 @@ def test_all_attention_of_a_peer_goes_that_way(peer, monkeypatch):
 def test_impossible_options_are_one_line(arguments, message):
     with pytest.raises(UserError, match=message):
         benchmark.parse(arguments)
+
+
+def test_an_evaluation_beside_its_sampling(tmp_path, run_file, monkeypatch):
+    monkeypatch.setenv("VIDPRED_CACHE", str(tmp_path))
+    seconds = iter([2.0, 5.0])  # sampling, then evaluation
+    monkeypatch.setattr(benchmark_evaluation, "timed", lambda work: (work(), next(seconds))[1])
+    calls = []
+    monkeypatch.setattr(benchmark_evaluation, "sample", lambda *arguments: calls.append(arguments))
+    options = argparse.Namespace(clips=2, rounds=1, trajectories=1, lpips_net="none", device="cpu")
+    report = benchmark_evaluation.measure(
+        options, ["--network.channels=[8, 16]", "--network.head_dim=8", "--sampling.num_inference_steps=1",
+                  "--data.num_workers=0", "--data.height=32", "--data.width=32"],
+    )  # fmt: skip
+    assert (report["sampling_seconds"], report["evaluation_seconds"], report["ratio"]) == (2, 5, 2.5)
+    assert report["clips"] == 2 and len(calls) == 2
+    tool = Path(benchmark_evaluation.__file__)
+    code, _, errors = run_file(tool, "--clips", 0)
+    assert code == 2 and errors[-1:] == ["error: --clips, --rounds and --trajectories must be 1 or more"]

@@ -1,5 +1,6 @@
 """tools/evaluate.py by the command line: every task, any split, best of N, several processes, refusals."""
 
+import hashlib
 import json
 import signal
 from functools import partial
@@ -8,12 +9,14 @@ from pathlib import Path
 import pytest
 from distributed_helper import run_torchrun, torchrun_command
 from end_to_end_helper import CONTEXT, FRAMES, cache, started, train_tiny, wait_until  # noqa: F401
+from evaluation_helper import save_stand_in
 
 import vidpred.build
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
 from vidpred.conditioning import TASKS
 from vidpred.data import ClipError
 from vidpred.data.source_dataset import SourceDataset
+from vidpred.metrics import video_features
 
 TOOL = Path(__file__).resolve().parent.parent / "tools" / "evaluate.py"
 EVALUATION = "evaluation/val_step_00000006"
@@ -65,8 +68,9 @@ def test_all_tasks_of_the_newest_run(workplace, evaluate):
         if task == "unconditional":
             assert saved["model"]["psnr"]["mean"] is None
             continue
-        for metric in ("psnr", "ssim"):
-            assert saved["best_of_n"][metric]["mean"] >= saved["model"][metric]["mean"] > 0
+        assert saved["best_of_n"]["psnr"]["mean"] >= saved["model"]["psnr"]["mean"] > 0
+        assert saved["protocol"]["best_of_n"]["chosen_by"] == "psnr"
+        assert saved["ensemble"]["diversity"]["mean"] > 0
     assert sum(line.startswith("model, best of 2 ") for line in lines) == 3
 
 
@@ -96,6 +100,23 @@ def test_another_split_another_folder_other_settings(workplace, evaluate, tmp_pa
     assert (described["step"], protocol["seed"], protocol["task"]) == (3, 5, "infilling")
     assert described["chosen"] == "given" and described["checkpoint"] == str(checkpoint)
     assert not (workplace / "runs" / "tiny" / "evaluation" / "test_step_00000003").exists()
+
+
+def test_ensemble_and_fvd_of_a_run(evaluate, cache, tmp_path, monkeypatch):  # noqa: F811
+    weights = save_stand_in(tmp_path / "i3d_torchscript.pt")
+    checksum = hashlib.sha256(weights.read_bytes()).hexdigest()
+    monkeypatch.setattr(video_features, "TORCHSCRIPT_SHA256", checksum)
+    longer = ("--data.num_frames=9", "--data.clip_frames=9", "--training.num_steps=1", "--data.num_clips=2")
+    train_tiny(tmp_path, *longer, "--training.batch_size=2")
+    run = tmp_path / "tiny"
+    code, lines, _ = evaluate("--checkpoint", run, "--trajectories", 2, "--fvd-weights", weights)
+    assert code == 0
+    assert any("CRPS" in line and "FVD (whole clips)" in line for line in lines)
+    saved = json.loads(next((run / "evaluation").glob("val_step_*/evaluation.json")).read_text())
+    rows = {"model", "floor", "decoded_floor", "context_mean", "linear", "ceiling"}
+    assert rows <= saved["fvd"]["whole_clip"].keys() and "generated" not in saved["fvd"]
+    assert saved["protocol"]["fvd"]["weights_sha256"] == checksum
+    assert saved["ensemble"]["spread_over_skill"]["mean"] > 0 and saved["model"]["crps"]["mean"] > 0
 
 
 def test_figures_are_equal_under_torchrun(workplace, evaluate, tmp_path):
@@ -205,6 +226,7 @@ def test_what_cannot_be_evaluated_is_one_line(workplace, evaluate, tmp_path):
         (["--checkpoint", run, "--clips", 0], "evaluation.num_clips: 0"),
         (["--checkpoint", run, "--batch-size", 0], "evaluation.batch_size: 0"),
         (["--checkpoint", run, "--trajectories", 0], "trajectories: 0 must be 1 or more"),
+        (["--checkpoint", run, "--fvd-weights", "/no/such.pt"], "evaluation.fvd_weights: no file /no/such"),
         (["--checkpoint", run, "--steps", 5000], "sampling.num_inference_steps: 5000"),
         (["--checkpoint", run, "--device", "gpu"], "device: 'gpu' is not known"),
         (["--checkpoint", run, "--out", file / "below"], "give another folder with --out"),

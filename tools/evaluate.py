@@ -66,7 +66,7 @@ def _evaluate(options: argparse.Namespace, stop: StopRequest) -> None:
     files = [folder / f"{name}.json" for name in names]
     keys = {
         "num_clips": options.clips, "batch_size": options.batch_size, "lpips_net": options.lpips_net,
-        "skip_bad": options.skip_bad or None,
+        "fvd_weights": options.fvd_weights, "skip_bad": options.skip_bad or None,
     }  # fmt: skip
     results = evaluate_checkpoint(
         checkpoint, tasks, split=options.split, device=options.device,
@@ -141,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="sampling steps (the model's)")
     parser.add_argument("--lpips-net", choices=("squeeze", "alex", "vgg", "none"), help="(the run's)")
     parser.add_argument("--report", action="store_true", help="also a page to look at, report.html")
+    parser.add_argument("--fvd-weights", metavar="FILE", help="an I3D for the FVD, or download (the run's)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="(the run's evaluation/SPLIT_step_XXXXXXXX)")
     return parser.parse_args()

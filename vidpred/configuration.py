@@ -29,6 +29,8 @@ from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig
+from vidpred.evaluation.video_distance import possible_views
+from vidpred.metrics.video_features import DOWNLOAD
 from vidpred.networks import NETWORKS
 from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
 
@@ -82,9 +84,13 @@ class Config:
                 f"data.height, data.width: {self.data.height}x{self.data.width} is too small to be evaluated; "
                 f"SSIM needs {SMALLEST_FRAME} pixels at least"
             )
-        weights = self.evaluation.lpips_weights
-        if weights and not Path(weights).expanduser().is_file():
-            raise UserError(f"evaluation.lpips_weights: {weights} is not a file; give the backbone's weights")
+        files = {"lpips_weights": "the backbone's weights", "fvd_weights": "an I3D, or download"}
+        for key, what in files.items():
+            weights = getattr(self.evaluation, key)
+            if weights and weights != DOWNLOAD and not Path(weights).expanduser().is_file():
+                raise UserError(f"evaluation.{key}: {weights} is not a file; give {what}")
+        if self.evaluation.fvd_weights:
+            possible_views(context, frames - context)
         levels = self.diffusion.schedule.num_train_timesteps
         for key in ("num_inference_steps", "num_inference_steps_start"):
             steps = getattr(self.sampling, key)

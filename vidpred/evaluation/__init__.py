@@ -1,15 +1,17 @@
 """How good the prediction is: against the truth, two floors and a ceiling, with the protocol beside it.
 
 Any frames may be given: the first few (prediction), others (interpolation, infilling) or none (generation).
-Rows: model; best_of_n of several trajectories; floor (copy of the nearest given frame, which for prediction
-is the last); decoded_floor (that copy as the autoencoder shows it); linear (the line through two given
-frames); ceiling (the truth through the autoencoder). Horizon h = 1 .. H counts predicted frames.
+Rows: model; best_of_n (of several trajectories one, by all metrics); floor (copy of the nearest given frame,
+which for prediction is the last); decoded_floor (that copy as the autoencoder shows it); context_mean (mean
+of the given frames); linear (the line through two of them); ceiling (the truth through the autoencoder).
+Horizon h = 1 .. H counts predicted frames.
 
 `protocol` is what two results must have in common to compare, `provenance` whose weights they are of, on what
-machine and by which code; `comparison` puts two results side by side; `unfinished` keeps what is scored so far.
+machine and by which code; `comparison` puts two results side by side; `unfinished` keeps what is scored so
+far.
 """
 
-from vidpred.evaluation.baselines import copy_nearest, linear
+from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
 from vidpred.evaluation.comparison import Comparison, compare
 from vidpred.evaluation.config import EvaluationConfig
 from vidpred.evaluation.evaluator import BadClipsError, EvaluationStopped, evaluate
@@ -40,6 +42,7 @@ __all__ = [
     "evaluate_checkpoint",
     "forget_unfinished",
     "linear",
+    "mean_of_given",
     "retake_of_checkpoint",
     "row_titles",
     "save_pictures",

@@ -28,6 +28,16 @@ def copy_nearest(frames: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
     return _frames_at(frames, nearest).contiguous()
 
 
+def mean_of_given(frames: Tensor, given: Tensor) -> Tensor:
+    """For each unknown frame the mean of the given ones, rounded (of two equally near levels the even one).
+
+    frames uint8 (B, T, C, h, w), given bool (B, T) -> uint8 (B, H, C, h, w).
+    """
+    mean = take_frames(frames, given).float().mean(dim=1, keepdim=True).round().to(frames.dtype)
+    unknown = given.shape[1] - int(given[0].sum())
+    return mean.expand(-1, unknown, -1, -1, -1).contiguous()
+
+
 def linear(frames: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
     """For each unknown frame the line in time through two given ones, clamped to [0, 255].
 

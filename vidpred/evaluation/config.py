@@ -29,6 +29,10 @@ class EvaluationConfig:
     lpips_weights: Optional[str] = None
     """Path of the backbone's weights (torchvision's file), where it is not in $TORCH_HOME."""
 
+    fvd_weights: Optional[str] = None
+    """An I3D for the FVD: path of a safetensors file or of StyleGAN-V's i3d_torchscript.pt, or download. No
+    FVD without it."""
+
     skip_bad: bool = False
     """Leave out clips that cannot be read or scored, and count and name them in the result. false: they end
     the evaluation (but never the training, which logs the reason and goes on without the figures)."""

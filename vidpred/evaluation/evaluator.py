@@ -15,12 +15,14 @@ from vidpred.data.evaluation_batches import EvaluationBatches, clip_name
 from vidpred.distributed import all_reduce_sum, broadcast_object, gather_objects, is_main, shard, world_size
 from vidpred.errors import UserError
 from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.protocol import clips_of, content_sha256, protocol_of
 from vidpred.evaluation.provenance import run_of
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.results import Evaluation
-from vidpred.evaluation.scoring import Judge, Trial, score_batch
+from vidpred.evaluation.scoring import Trial, score_batch
 from vidpred.evaluation.unfinished import UnfinishedEvaluation
+from vidpred.evaluation.video_distance import VideoDistance
 from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor
 
@@ -60,8 +62,8 @@ def evaluate(
         frame_roles: of clips of T frames, such as `config.task` means; see `conditioning.evaluation_roles`.
         seed: what is drawn for a clip is a function of (seed, number of the clip in the split, trajectory).
         trajectories: predictions of each clip. The figures are the first one's, which is the same however
-            many there are; the best of all of them is one more row. Unconditional generation has no best: it
-            draws one.
+            many there are; the best of all of them is one more row, and CRPS, diversity and spread over skill
+            are of all of them. Unconditional generation has no truth to compare them with: it draws one.
         step, ema, split, checkpoint, chosen: of the weights and the clips, for the record only; the path of
             the weights, and how they were chosen.
         num_inference_steps: the predictor's configured number where None.
@@ -83,7 +85,7 @@ def evaluate(
     numbers = evenly_spaced_clips(dataset, config.num_clips)
     if not numbers:
         raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
-    judge = _judge(config, predictor)
+    judge = Judge(config, predictor.device)
     run = broadcast_object(run_of(trial, checkpoint, chosen) if is_main() else None)
 
     def batches_of(left: Sequence[int]) -> EvaluationBatches:
@@ -92,22 +94,14 @@ def evaluate(
             dataset, mine, config.batch_size, frame_roles, seed=seed, num_workers=num_workers, timeout=timeout
         )
 
-    work = _Work(trial, judge, config.batch_size, set(numbers[: config.num_panels]), stop_requested)
+    pictured, distance = set(numbers[: config.num_panels]), VideoDistance(numbers)
+    work = _Work(trial, judge, distance, config.batch_size, pictured, stop_requested)
     key = _key(protocol_of(trial, dataset, judge), run, config, predictor, numbers)
     whole = _score_all(work, batches_of, numbers, config.skip_bad, result, key)
     left_out = _conclude(whole, dataset, len(numbers), config)
     judge.fit(*whole.records[0].frame_size)  # where all were scored by an earlier start
     protocol = {**protocol_of(trial, dataset, judge), **clips_of(whole.records)}
-    return Evaluation(protocol, whole.records, judge.lpips_reason, run, left_out)
-
-
-def _judge(config: EvaluationConfig, predictor: Predictor) -> Judge:
-    """Equal on all ranks: a metric that one of them lacks is nobody's."""
-    judge = Judge(config, predictor.device)
-    reasons = [reason for reason in gather_objects(judge.lpips_reason) if reason]
-    if reasons:
-        judge.withdraw_lpips(reasons[0])
-    return judge
+    return Evaluation(protocol, whole.records, judge.lpips_reason, run, left_out, distance.result())
 
 
 def _key(
@@ -144,10 +138,11 @@ class _Share:
 
 @dataclass(frozen=True)
 class _Work:
-    """How batches are scored; frames are kept of clips in `pictured`."""
+    """How batches are scored; frames are kept of clips in `pictured`, features in `distance` alone."""
 
     trial: Trial
     judge: Judge
+    distance: VideoDistance
     batch_size: int
     pictured: set[int]
     stop_requested: Callable[[], bool]
@@ -181,6 +176,9 @@ def _score_all(
         if result is not None:
             unfinished = stack.enter_context(contextlib.closing(UnfinishedEvaluation(result, key)))
             known, keep = unfinished.read(), unfinished.append
+        work.distance.absorb(known if is_main() else [])  # all ranks hold them
+        for record in known:
+            record.features = None
         done = {record.index for record in known}
         left = [number for number in numbers if number not in done]
         if known:
@@ -220,7 +218,8 @@ def _score_share(
             try:
                 following = next(source, None)  # None: none of those that were left could be read
                 fresh = work.score(*following) if following else []
-                keep(fresh)
+                keep(fresh)  # with their features, which are taken out of them now
+                work.distance.absorb(fresh)
             except UserError as error:
                 share.failure = str(error)
             share.records += fresh

@@ -14,9 +14,10 @@ import torch
 
 from vidpred.data.clips import ClipDataset
 from vidpred.data.config import ClipConfig
+from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.records import ClipScores
-from vidpred.evaluation.scoring import IN_RANGE, Judge, Trial
-from vidpred.metrics import PSNR_CAP, SSIM_PROTOCOL
+from vidpred.evaluation.scoring import IN_RANGE, Trial
+from vidpred.metrics import PSNR_CAP
 
 DEFINITIONS = {
     "scored": "predicted frames only, never decoded from a video file",
@@ -37,6 +38,7 @@ DEFINITIONS = {
         "the same, encoded and decoded by the autoencoder: what a model that adds nothing to that frame "
         "predicts; a blur that raises the PSNR of its copy is not learning"
     ),
+    "context_mean": "mean of all given frames, rounded",
     "linear": (
         "the blend in time of the given frames on both sides, clamped; beyond the last given frame (before "
         "the first alike) last + h (last - previous) at horizon h"
@@ -57,10 +59,6 @@ DEFINITIONS = {
         "lowest validation loss, and no test clip ever chooses one"
     ),
 }
-BEST_OF_N = (
-    "of the trajectories of a clip the best one by each metric's own mean over its frames, so not the same "
-    "one for all metrics; `model` is the first trajectory alone"
-)
 ABSENT = "absent"
 
 
@@ -70,9 +68,6 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
     del sampling["num_inference_steps_start"]  # of pictures during training; evaluations never use it
     if trial.num_inference_steps is not None:
         sampling["num_inference_steps"] = trial.num_inference_steps
-    # Versions of packages are in `provenance`: each implementation is pinned by a test.
-    lpips = dict(judge.lpips.protocol) if judge.lpips else {"net": None}
-    lpips.pop("package", None)
     return {
         "task": trial.task,
         "dataset": dataset.name,
@@ -84,10 +79,8 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
         "trajectories_per_clip": trial.trajectories,
         "sampling": sampling,
         "precision": _precision(trial.predictor.device),
-        "ssim": {"implementation": SSIM_PROTOCOL},
-        "lpips": lpips,
+        **judge.protocol(trial.trajectories),
         **DEFINITIONS,
-        **({"best_of_n": BEST_OF_N} if trial.trajectories > 1 else {}),
     }
 
 

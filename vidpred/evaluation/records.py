@@ -6,14 +6,16 @@ from typing import Optional
 import numpy as np
 
 METRICS = ("psnr", "ssim", "lpips")
-LOWER_IS_BETTER = ("lpips",)
+ENSEMBLE_METRICS = (*METRICS, "crps")
+LOWER_IS_BETTER = ("lpips", "crps")
 
 
 def row_titles(task: str, trajectories: int = 1) -> dict[str, str]:
     """Rows of a result, and what the table calls them; `best_of_n` only of several trajectories."""
     copy = "copy last" if task == "prediction" else "copy nearest"
     best = {"best_of_n": f"model, best of {trajectories}"} if trajectories > 1 else {}
-    floors = {"floor": copy, "decoded_floor": f"{copy}, decoded", "linear": "linear"}
+    floors = {"floor": copy, "decoded_floor": f"{copy}, decoded", "context_mean": "mean of context"}
+    floors["linear"] = "linear"
     return {"model": "model", **best, **floors, "ceiling": "ceiling"}
 
 
@@ -39,6 +41,11 @@ class ClipScores:
     Rows that mean nothing for the task are missing (a copy, where nothing is given). `context_frames` and
     `predicted_frames` count the given and the unknown frames, wherever they are. `motion` is the motion
     energy, in [0, 1], of "model", "ceiling" and "truth". `content` is the SHA-256 of all its frames.
+
+    Of several trajectories "best_of_n" is a row: trajectory number `best_trajectory` for all metrics; "crps"
+    is a metric, of all of them in the row "model", the absolute error in [0, 1] in the others; `spread` has
+    "diversity", "variance" and "squared_error" (of their mean), (H,) each, see `metrics.ensemble_figures`.
+    `features[view][row]` are for the FVD, (D,) float32; None again as soon as its statistics have them.
     """
 
     index: int
@@ -48,5 +55,8 @@ class ClipScores:
     frame_size: tuple[int, int]  # height, width
     scores: dict[str, dict[str, np.ndarray]]
     motion: dict[str, float]
+    best_trajectory: Optional[int] = None
+    spread: Optional[dict[str, np.ndarray]] = None
+    features: Optional[dict[str, dict[str, np.ndarray]]] = None
     sample: Optional[ClipSample] = None
     content: str = ""

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vidpred.evaluation.charts import Curve, gauge, histogram_rows, line_chart
 from vidpred.evaluation.film_pictures import film_views
 from vidpred.evaluation.films import ClipFilm
-from vidpred.evaluation.records import LOWER_IS_BETTER, METRICS, ClipScores
+from vidpred.evaluation.records import LOWER_IS_BETTER, ClipScores
 from vidpred.evaluation.results import DECIMALS, HEADINGS, Evaluation
 from vidpred.evaluation.statistics import Summary, half_width
 from vidpred.files import written_aside
@@ -65,7 +65,7 @@ class _Content:
         self._evaluation = evaluation
         self._protocol = evaluation.protocol
         self._plain = evaluation.to_json()
-        self._metrics = [metric for metric in METRICS if self._summaries(metric)]
+        self._metrics = [metric for metric in evaluation.metrics if self._summaries(metric)]
         self._floors = [row for row in evaluation.titles if row not in ("model", "best_of_n", "ceiling")]
         fixed = {"model": "model", "best_of_n": "best", "ceiling": "ceiling"}
         floors = {row: f"floor{place % FLOOR_COLOURS}" for place, row in enumerate(self._floors)}

@@ -1,26 +1,25 @@
 """One batch of clips: predict, and score the rows. B clips of T frames, K of them given and H predicted."""
 
 from dataclasses import dataclass, field
-from typing import Iterable, Optional
+from typing import Optional
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data.clips import ClipBatch
-from vidpred.distributed import main_first
 from vidpred.errors import UserError
-from vidpred.evaluation.baselines import copy_nearest, linear
-from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
+from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.records import LOWER_IS_BETTER, ClipSample, ClipScores
+from vidpred.evaluation.video_distance import clip_features, possible_views
 from vidpred.frame_roles import GIVEN
-from vidpred.metrics import Lpips, LpipsUnavailable, motion_energy, psnr, ssim
-from vidpred.metrics.lpips import SMALLEST_FRAME
+from vidpred.metrics import absolute_error, ensemble_figures, motion_energy
 from vidpred.prediction import Predictor
 from vidpred.prediction.predictor import NEXT_TRAJECTORY
 from vidpred.random_streams import host_generator
 from vidpred.tensor_ops import append_dims, take_frames, to_uint8
-
 
 IN_RANGE = (-2.0, 3.0)
 """Decoded frames are nominally in [0, 1], and a little beyond them is rounding's business. As far away as
@@ -43,38 +42,6 @@ class Trial:
     step: Optional[int] = None
     ema: Optional[bool] = None
     faults: dict[int, str] = field(default_factory=dict)
-
-
-class Judge:
-    """The metrics of an evaluation; `lpips` is None where it is unavailable, and `lpips_reason` says why."""
-
-    def __init__(self, config: EvaluationConfig, device: torch.device):
-        self.lpips: Optional[Lpips] = None
-        self.lpips_reason: Optional[str] = None
-        if config.lpips_net == "none":
-            self.lpips_reason = "switched off (evaluation.lpips_net: none)"
-            return
-        try:
-            with main_first():  # rank 0 downloads, the others find the file
-                self.lpips = Lpips(config.lpips_net, config.lpips_weights, device)
-        except LpipsUnavailable as reason:
-            self.lpips_reason = str(reason)
-
-    def __call__(self, prediction: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """uint8 (B, H, C, h, w) twice -> metric -> (B, H) float64 on the CPU."""
-        values = {"psnr": psnr(prediction, truth), "ssim": ssim(prediction, truth)}
-        self.fit(*truth.shape[-2:])
-        if self.lpips is not None:
-            values["lpips"] = self.lpips(prediction, truth)
-        return {name: value.cpu() for name, value in values.items()}
-
-    def fit(self, height: int, width: int) -> None:
-        """Withdraws LPIPS where frames are too small for it."""
-        if self.lpips is not None and min(height, width) < SMALLEST_FRAME:
-            self.withdraw_lpips(f"frames are smaller than the {SMALLEST_FRAME} pixels that it needs")
-
-    def withdraw_lpips(self, reason: str) -> None:
-        self.lpips, self.lpips_reason = None, reason
 
 
 NEEDS = {
@@ -113,56 +80,115 @@ def score_batch(
     batch = batch.to(trial.predictor.device)
     require_task(trial.task, batch.given)
     unknown = ~batch.given
+    if judge.video is not None:
+        possible_views(int(batch.given[0].sum()), int(unknown[0].sum()))  # refused before the work
     latents = trial.predictor.encode(batch.frames)
-    model = _predict(trial, batch, latents, count)
+    drawn = [_predict(trial, batch, latents, count, number) for number in range(trial.trajectories)]
+    trajectories = torch.stack(drawn)  # (N, B, H, C, h, w) uint8: all that grows with N
     shown = _through_autoencoder(trial, batch, latents, count)
-    scores = _scores(trial, batch, model, shown, judge)
+    rows = _rows(trial, batch, trajectories[0], shown)
+    scores = _scores(trial, batch, rows, judge)
+    best, spread = None, None
     if trial.trajectories > 1:
-        truth = _truth(batch)
-        others = (_predict(trial, batch, latents, count, number) for number in range(1, trial.trajectories))
-        scores["best_of_n"] = _best(scores["model"], (judge(frames, truth) for frames in others))
-    # Given frames as the autoencoder shows them: its own error is no motion, but it would make even a frozen
-    # prediction look lively.
-    predicted = shown.clone()
-    predicted[unknown] = model.flatten(0, 1)
-    clips = {"model": predicted, "ceiling": shown, "truth": batch.frames}
-    counted = unknown[:, 1:] | unknown[:, :-1]
-    motion = {name: motion_energy(frames, counted).tolist() for name, frames in clips.items()}
+        best, spread = _add_ensemble(scores, rows, trajectories, _truth(batch), judge)
+    features = None
+    if judge.video is not None:
+        features = clip_features(judge.video, batch.frames, unknown, rows, count)
+    motion = _motion(batch, trajectories[0], shown)
     return [
         ClipScores(
             index=index,
             name=batch.names[b],
             context_frames=int(batch.given[b].sum()),
-            predicted_frames=model.shape[1],
-            frame_size=tuple(model.shape[-2:]),
-            scores={row: {name: v[b].numpy() for name, v in named.items()} for row, named in scores.items()},
-            motion={name: values[b] for name, values in motion.items()},
-            sample=_sample(batch, model, b, index) if index in keep_frames_of else None,
+            predicted_frames=trajectories.shape[2],
+            frame_size=tuple(trajectories.shape[-2:]),
+            scores={row: _of_clip(named, b) for row, named in scores.items()},
+            motion={name: float(values[b]) for name, values in motion.items()},
+            best_trajectory=None if best is None else int(best[b]),
+            spread=None if spread is None else _of_clip(spread, b),
+            features=None if features is None else features[b],
+            sample=_sample(batch, trajectories[0], b, index) if index in keep_frames_of else None,
         )
         for b, index in enumerate(batch.draws[:count].tolist())
     ]
 
 
-def _scores(
-    trial: Trial, batch: ClipBatch, model: Tensor, shown: Tensor, judge: Judge
-) -> dict[str, dict[str, Tensor]]:
-    """row -> metric -> (B, H), of the model's first trajectory (B, H, C, h, w) and of what needs no model.
+def _of_clip(values: dict[str, Tensor], b: int) -> dict[str, np.ndarray]:
+    """name -> (B, H) to name -> (H,)."""
+    return {name: value[b].numpy() for name, value in values.items()}
+
+
+def _rows(trial: Trial, batch: ClipBatch, model: Tensor, shown: Tensor) -> dict[str, Tensor]:
+    """row -> uint8 (B, H, C, h, w), of the model's first trajectory and of what needs no model.
 
     `shown` (B, T, C, h, w): the clips through the autoencoder. Where nothing is given there is nothing to
-    copy, and no clip is the truth of what is generated: then the ceiling alone is left.
+    copy.
     """
     given, times = batch.given, batch.frame_times
-    rows = {}
+    floors = {}
     if trial.task != "unconditional":
-        rows = {
-            "model": model,
+        floors = {
             "floor": copy_nearest(batch.frames, given, times),
             "decoded_floor": copy_nearest(shown, given, times),
+            "context_mean": mean_of_given(batch.frames, given),
             "linear": linear(batch.frames, given, times),
         }
-    rows["ceiling"] = take_frames(shown, ~given)
+    return {"model": model, **floors, "ceiling": take_frames(shown, ~given)}
+
+
+def _scores(
+    trial: Trial, batch: ClipBatch, rows: dict[str, Tensor], judge: Judge
+) -> dict[str, dict[str, Tensor]]:
+    """row -> metric -> (B, H). No clip is the truth of what is generated from nothing."""
     truth = _truth(batch)
-    return {row: judge(frames, truth) for row, frames in rows.items()}
+    compared = [row for row in rows if row != "model" or trial.task != "unconditional"]
+    return {row: judge(rows[row], truth) for row in compared}
+
+
+def _add_ensemble(
+    scores: dict[str, dict[str, Tensor]],
+    rows: dict[str, Tensor],
+    trajectories: Tensor,
+    truth: Tensor,
+    judge: Judge,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Adds to the scores the row best_of_n and the metric crps.
+
+    Returns the number of each clip's best trajectory (B,), and of all of them diversity, variance and
+    squared_error, (B, H) each.
+    """
+    judged = [scores["model"], *(judge(frames, truth) for frames in trajectories[1:])]
+    best = best_trajectories(torch.stack([values[judge.choice] for values in judged]), judge.choice)
+    clips = torch.arange(len(best))
+    scores["best_of_n"] = {
+        metric: torch.stack([values[metric] for values in judged])[best, clips] for metric in scores["model"]
+    }
+    for row, frames in rows.items():
+        scores[row]["crps"] = absolute_error(frames, truth).cpu()
+    figures = {name: values.cpu() for name, values in ensemble_figures(trajectories, truth).items()}
+    scores["model"]["crps"] = figures.pop("crps")
+    return best, figures
+
+
+def best_trajectories(values: Tensor, metric: str) -> Tensor:
+    """(N, B, H) of one metric -> (B,): for each clip the trajectory with the best mean over frames, of equal
+    ones the first."""
+    means = values.mean(dim=2).numpy()
+    return torch.from_numpy(means.argmin(axis=0) if metric in LOWER_IS_BETTER else means.argmax(axis=0))
+
+
+def _motion(batch: ClipBatch, model: Tensor, shown: Tensor) -> dict[str, Tensor]:
+    """Motion energies (B,).
+
+    Given frames as the autoencoder shows them: its own error is no motion, but it would make even a frozen
+    prediction look lively.
+    """
+    unknown = ~batch.given
+    predicted = shown.clone()
+    predicted[unknown] = model.flatten(0, 1)
+    clips = {"model": predicted, "ceiling": shown, "truth": batch.frames}
+    counted = unknown[:, 1:] | unknown[:, :-1]
+    return {name: motion_energy(frames, counted).cpu() for name, frames in clips.items()}
 
 
 def _truth(batch: ClipBatch) -> Tensor:
@@ -170,18 +196,7 @@ def _truth(batch: ClipBatch) -> Tensor:
     return take_frames(batch.frames, ~batch.given).contiguous()
 
 
-def _best(first: dict[str, Tensor], others: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of several metric -> (B, H), by metric and clip that with the best mean over frames."""
-    best = dict(first)
-    for scores in others:
-        for metric, values in scores.items():
-            gain = values.mean(dim=1) - best[metric].mean(dim=1)
-            better = gain < 0 if metric in LOWER_IS_BETTER else gain > 0
-            best[metric] = torch.where(better[:, None], values, best[metric])
-    return best
-
-
-def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int = 0) -> Tensor:
+def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int) -> Tensor:
     """uint8 (B, H, C, h, w), from the latents of the given frames; faults of the first `count` are noted."""
     predictor = trial.predictor
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
