@@ -143,14 +143,13 @@ def test_a_new_network_copies_the_last_frame():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_network_sees_the_noised_residual_at_unit_scale_and_the_code_alone(family):
+def test_the_network_sees_x_at_unit_scale_and_the_code_alone(family):
     x0, noise, level, given, times = problem(family=family)
     x = add_noise(x0, noise, level)
     network = Returns()
     Denoiser(network, parameterization("v"))(x, level, given, times, condition=torch.ones(B))
     alpha, sigma = append_dims(level.alpha, 5), append_dims(level.sigma, 5)
-    residual = x - alpha * reference_frames(x, given, times)
-    torch.testing.assert_close(network.asked["x"], residual / torch.hypot(alpha, sigma))
+    torch.testing.assert_close(network.asked["x"], x / torch.hypot(alpha, sigma))
     assert torch.equal(network.asked["noise_code"], level.code)
     assert network.asked["given"] is given and network.asked["frame_times"] is times
     assert torch.equal(network.asked["condition"], torch.ones(B))

@@ -19,7 +19,7 @@ from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis import Subject, subject_from_checkpoint
-from vidpred.diffusion import NoiseSchedule, build_levels, build_parameterization, build_weight
+from vidpred.diffusion import MotionCompensation, NoiseSchedule, build_levels, build_parameterization, build_weight
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, evaluate
 from vidpred.networks import build_network
@@ -130,12 +130,14 @@ def build_predictor(
     """An untrained predictor; the weights are a function of the seed."""
     torch.manual_seed(int(random_streams.host_generator(config.seed, "weights", 0).integers(2**63)))
     channels = autoencoder.latent_channels
-    network = build_network(config.network, channels, channels).to(device)
+    motion = MotionCompensation(config.diffusion.motion_radius)
+    network = build_network(config.network, channels, channels + motion.channels).to(device)
     schedule = NoiseSchedule(config.diffusion.schedule)
     parameterization = build_parameterization(config.diffusion.parameterization, schedule, config.diffusion.sigma_data)
     weight = build_weight(config.diffusion.weight, parameterization, schedule)
+    denoiser = Denoiser(network, parameterization, config.diffusion.residual, weight, motion)
     return Predictor(
-        Denoiser(network, parameterization, config.diffusion.residual, weight), autoencoder, calibration, schedule,
+        denoiser, autoencoder, calibration, schedule,
         config.sampling, config.conditioning.context_frames, config.data.num_frames,
     )
 

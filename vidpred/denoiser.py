@@ -1,10 +1,13 @@
 """The denoiser: a network and a parameterization make an estimate of the clean latents.
 
 Notation: x = alpha * x0 + sigma * eps, per frame; `given` frames have (alpha, sigma) = (1, 0), or little noise.
-Whatever the network predicts (eps, v, x0), the denoiser returns x0: clipping and diagnosis see
-nothing else. With `residual`, the network works relative to a reference frame c, the nearest given frame:
+Whatever the network predicts (eps, v, x0), the denoiser returns x0: clipping and diagnosis see nothing else.
+With `residual`, what the network predicts is relative to a reference m,
 
-    D(x) = c + D_r(x - alpha * c),    c = 0 where no frame is given, and at the given frames themselves
+    D(x) = m + to_x0(x - alpha m, network(c_in x)),
+
+which is the nearest given frame, or given frames moved as the network says (`MotionCompensation`). m is 0 where
+no frame is given, and at the given frames themselves.
 """
 
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpred.diffusion.levels import NoiseLevel, add_noise
+from vidpred.diffusion.motion import MotionCompensation
 from vidpred.diffusion.parameterizations import Parameterization
 from vidpred.diffusion.weights import LossWeight, uniform_weight
 from vidpred.tensor_ops import append_dims, check_clip, reference_frames
@@ -43,16 +47,18 @@ class Denoiser(nn.Module):
         parameterization: Parameterization,
         residual: bool = True,
         weight: LossWeight = uniform_weight,
+        motion: MotionCompensation = MotionCompensation(),
     ):
         super().__init__()
         self.network = network
         self.parameterization = parameterization
         self.residual = residual
         self.weight = weight
+        self.motion = motion
 
     def with_network(self, network: nn.Module) -> "Denoiser":
         """The same denoiser around other weights (EMA, or the wrapped network of a training run)."""
-        return Denoiser(network, self.parameterization, self.residual, self.weight)
+        return Denoiser(network, self.parameterization, self.residual, self.weight, self.motion)
 
     def forward(
         self, x: Tensor, level: NoiseLevel, given: Tensor, frame_times: Tensor, condition: Tensor | None = None
@@ -62,9 +68,9 @@ class Denoiser(nn.Module):
         x (B, T, C, H, W) at `level` (B, T); given (B, T) bool; frame_times (B, T).
         """
         check_clip("x", x)
-        reference, shifted = self._relative(x, level, given, frame_times)
-        output = self._run_network(shifted, level, given, frame_times, condition)
-        return reference + self.parameterization.to_x0(shifted, output, level)
+        output, reference = self._predict(x, level, given, frame_times, condition)
+        relative = x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference  # the noised x0 - m
+        return reference + self.parameterization.to_x0(relative, output, level)
 
     def loss(
         self,
@@ -84,21 +90,21 @@ class Denoiser(nn.Module):
         """
         scored = ~given if scored is None else scored
         x = add_noise(x0, noise, level)
-        reference, shifted = self._relative(x, level, given, frame_times)
-        output = self._run_network(shifted, level, given, frame_times, condition)
+        output, reference = self._predict(x, level, given, frame_times, condition)
         target = self.parameterization.target(x0 - reference, noise, level)
         per_frame = (output - target).square().mean(dim=(2, 3, 4)) * scored
         count = scored.sum(dim=1).clamp(min=1)
         objective = (self.weight(level).to(per_frame.dtype) * per_frame).sum(dim=1) / count
         return DenoisingLoss(per_frame, per_frame.sum(dim=1) / count, objective, output)
 
-    def _relative(self, x, level, given, frame_times) -> tuple[Tensor, Tensor]:
-        """The reference c, and x - alpha * c, which is the noised (x0 - c)."""
-        if not self.residual:
-            return torch.zeros_like(x), x
-        reference = reference_frames(x, given, frame_times)
-        return reference, x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference
+    def _predict(self, x, level, given, frame_times, condition) -> tuple[Tensor, Tensor]:
+        """What the network predicts, and the reference m that it is relative to; both (B, T, C, H, W)."""
+        scaled = append_dims(self.parameterization.c_in(level), x.ndim).to(x.dtype) * x
+        output = self.network(scaled, level.code, given, frame_times, condition).to(x.dtype)
+        output, kernels = output.tensor_split([x.shape[2]], dim=2)
+        return output, self._reference(kernels, x, given, frame_times)
 
-    def _run_network(self, shifted, level, given, frame_times, condition) -> Tensor:
-        scaled = append_dims(self.parameterization.c_in(level), shifted.ndim).to(shifted.dtype) * shifted
-        return self.network(scaled, level.code, given, frame_times, condition).to(shifted.dtype)
+    def _reference(self, kernels, x, given, frame_times) -> Tensor:
+        if self.motion.radius:
+            return self.motion(kernels, x, given, frame_times)
+        return reference_frames(x, given, frame_times) if self.residual else torch.zeros_like(x)

@@ -6,6 +6,7 @@ from vidpred.diffusion.estimates import Callback, Denoise, StepReport
 from vidpred.diffusion.guidance import GuidanceConfig, guided
 from vidpred.diffusion.level_distributions import LevelConfig, LevelDistribution, build_levels
 from vidpred.diffusion.levels import NoiseLevel, add_more_noise, add_noise, implied_noise
+from vidpred.diffusion.motion import MotionCompensation
 from vidpred.diffusion.parameterizations import Parameterization, build_parameterization
 from vidpred.diffusion.samplers import (
     sample_ddim,
@@ -38,6 +39,7 @@ __all__ = [
     "LevelDistribution",
     "LossWeight",
     "LossWeightConfig",
+    "MotionCompensation",
     "NoiseLevel",
     "NoiseSchedule",
     "Parameterization",

@@ -4,8 +4,10 @@
 
 The two nearest given frames lie beside every unknown one on the stem's channels: what was there, and how it
 moved, need not be carried there through time. Every block is modulated per frame by an embedding of the frame's
-noise code and of whether it is given. The network knows nothing of alphas, sigmas, losses or samplers.
+noise code, of whether it is given, and of how far away in time these two are. The network knows nothing of alphas, sigmas, losses or samplers.
 """
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +85,10 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         self.down_factor = patch_size * 2**deepest
         self.code_features = FourierFeatures(2 * channels[0])
         self.embed = nn.Sequential(
-            nn.Linear(2 * channels[0] + 1, embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+            nn.Linear(2 * channels[0] + 1 + references, embedding),
+            nn.SiLU(),
+            nn.Linear(embedding, embedding),
+            nn.SiLU(),
         )
         patch_area = patch_size**2
         stem_channels = (1 + references) * in_channels + 1  # the latents, their references, the given mask
@@ -136,7 +141,7 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         if condition is not None:
             raise ValueError("SpatioTemporalUNet takes no condition")
         batch, (height, width) = len(x), x.shape[-2:]
-        embedding = self.embed(self._frame_features(noise_code, given, x.dtype))  # (B, T, E)
+        embedding = self.embed(self._frame_features(noise_code, given, frame_times).to(x.dtype))  # (B, T, E)
         mask = append_dims(given, 5).to(x.dtype).expand(-1, -1, 1, height, width)
         references = reference_frames(x, given, frame_times, self.config.references)
         h = fold_frames(torch.cat([x, references, mask], dim=2))  # (B*T, (1 + references) C + 1, H, W)
@@ -146,8 +151,12 @@ class SpatioTemporalUNet(ModelMixin, ConfigMixin):
         h = F.pixel_shuffle(self.head(F.silu(self.norm_out(h))), self.config.patch_size)
         return unfold_frames(h[..., :height, :width], batch)
 
-    def _frame_features(self, noise_code: Tensor, given: Tensor, dtype: torch.dtype) -> Tensor:
-        return torch.cat([self.code_features(noise_code), given.float()[..., None]], dim=-1).to(dtype)
+    def _frame_features(self, noise_code: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
+        times = frame_times.float()[..., None]  # (B, T, 1)
+        nearest = partial(reference_frames, given=given, frame_times=frame_times, count=self.config.references)
+        # Where there is no reference both are 0. asinh: a logarithm with a sign.
+        distances = (nearest(torch.ones_like(times)) * times - nearest(times)).asinh()
+        return torch.cat([self.code_features(noise_code), given.float()[..., None], distances], dim=-1)
 
     def _body(self, h: Tensor, embedding: Tensor, frame_times: Tensor) -> Tensor:
         skips = []

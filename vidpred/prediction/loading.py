@@ -11,7 +11,13 @@ from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
 from vidpred.conditioning import ConditioningConfig
 from vidpred.denoiser import Denoiser
-from vidpred.diffusion import DiffusionConfig, NoiseSchedule, SamplingConfig, build_parameterization
+from vidpred.diffusion import (
+    DiffusionConfig,
+    MotionCompensation,
+    NoiseSchedule,
+    SamplingConfig,
+    build_parameterization,
+)
 from vidpred.errors import UserError
 from vidpred.networks import NETWORKS, build_network
 from vidpred.prediction.calibration import LatentCalibration
@@ -53,13 +59,14 @@ def predictor_from_checkpoint(
 
     calibration = LatentCalibration(channels)
     _load(calibration, checkpoint, "calibration")
-    network = build_network(NETWORKS.from_mapping(config["network"]), channels, channels)
+    diffusion = from_mapping(DiffusionConfig, config["diffusion"], "diffusion")
+    motion = MotionCompensation(diffusion.motion_radius)
+    network = build_network(NETWORKS.from_mapping(config["network"]), channels, channels + motion.channels)
     _load(network, checkpoint, "ema" if ema else "model")
 
-    diffusion = from_mapping(DiffusionConfig, config["diffusion"], "diffusion")
     schedule = NoiseSchedule(diffusion.schedule)
     parameterization = build_parameterization(diffusion.parameterization, schedule, diffusion.sigma_data)
-    denoiser = Denoiser(network, parameterization, diffusion.residual).eval().requires_grad_(False)
+    denoiser = Denoiser(network, parameterization, diffusion.residual, motion=motion).eval().requires_grad_(False)
     return Predictor(
         denoiser.to(device),
         autoencoder.to(device),
