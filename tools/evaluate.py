@@ -65,7 +65,7 @@ def _evaluate(options: argparse.Namespace, stop: StopRequest) -> None:
     names = ["evaluation"] if len(tasks) == 1 else [f"evaluation_{task}" for task in tasks]
     files = [folder / f"{name}.json" for name in names]
     keys = {
-        "num_clips": options.clips, "batch_size": options.batch_size, "lpips_net": options.lpips_net,
+        "num_clips": options.clips, "num_frames": options.frames, "batch_size": options.batch_size, "lpips_net": options.lpips_net,
         "fvd_weights": options.fvd_weights, "skip_bad": options.skip_bad or None,
     }  # fmt: skip
     results = evaluate_checkpoint(
@@ -135,6 +135,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--split", choices=("val", "test"), default="val", help="(val)")
     parser.add_argument("--clips", type=int, metavar="N", help="clips to evaluate (the run's)")
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="of a clip, given ones too; long ones window after window (the run's)"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="clips at once per process (the run's)")
     parser.add_argument("--trajectories", type=int, default=1, metavar="N", help="samples of each clip (1)")
     parser.add_argument("--seed", type=int, help="of the noise and of the given frames (the run's)")

@@ -105,9 +105,13 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
             repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
         )
 
+    evaluated_clips = val_clips
+    if config.evaluation.num_frames is not None:
+        evaluated_clips = build_dataset(config.evaluation.clip_config(config.data), "val", config.seed)
+
     def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
         return evaluate(
-            current, val_clips, config.evaluation, evaluated, seed=config.seed, step=step, ema=True, split="val",
+            current, evaluated_clips, config.evaluation, evaluated, seed=config.seed, step=step, ema=True, split="val",
             chosen="the weights of the training run at this step",
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )

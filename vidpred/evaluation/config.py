@@ -1,9 +1,11 @@
 """The configuration section `evaluation`."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal, Optional
 
 from vidpred.conditioning import TASKS, TaskName
+from vidpred.data import ClipConfig
 from vidpred.errors import UserError
 
 
@@ -18,6 +20,10 @@ class EvaluationConfig:
     num_clips: int = 64
     """Clips to evaluate, evenly spaced over the split: of a split with fewer items (videos) several windows
     each, without common frames, as far as there are any."""
+
+    num_frames: Optional[int] = None
+    """prediction: frames of an evaluated clip, given ones too; what is beyond one window of training is predicted
+    window after window, as in a rollout. null: data.num_frames."""
 
     batch_size: int = 8
     """Clips that each process predicts at once; changes speed and memory only."""
@@ -43,7 +49,16 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UserError(f"evaluation.task: '{self.task}' is not known; choose {', '.join(TASKS)}")
+        if self.num_frames is not None and self.task != "prediction":
+            raise UserError(
+                f"evaluation.num_frames: {self.num_frames} is of prediction alone, {self.task} fills one window; "
+                "leave it null (--frames out), or set task to prediction"
+            )
         for key, least in (("num_clips", 1), ("batch_size", 1), ("num_panels", 0)):
             value = getattr(self, key)
             if value < least:
                 raise UserError(f"evaluation.{key}: {value} is less than {least}; give a larger one")
+
+    def clip_config(self, data: ClipConfig) -> ClipConfig:
+        """`data` with the number of frames of an evaluated clip."""
+        return data if self.num_frames is None else dataclasses.replace(data, num_frames=self.num_frames)

@@ -5,6 +5,7 @@ So the few are predicted again: a prediction is a function of (seed, number of t
 frames are those that were scored.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Iterator, Optional, Sequence
 
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor
 
 from vidpred.checkpoint_store import Checkpoint
-from vidpred.conditioning import evaluation_roles
+from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data import DATASETS, ClipBatch, ClipConfig, ClipDataset, build_dataset, evaluation_batches
 from vidpred.evaluation.baselines import copy_nearest
 from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.drawing import draw
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.results import Evaluation
 from vidpred.metrics import psnr
 from vidpred.prediction import Predictor, predictor_from_checkpoint
-from vidpred.prediction.predictor import NEXT_TRAJECTORY
-from vidpred.tensor_ops import append_dims, take_frames, to_uint8
+from vidpred.tensor_ops import append_dims, to_uint8
 
 MAX_TRAJECTORIES = 5  # of a clip are shown; more are too small to be compared by eye
 
@@ -95,17 +96,20 @@ class Retake:
         self.predictor = predictor
         self.seed: int = protocol["seed"]
         self._dataset = dataset
-        self._roles = evaluation_roles(protocol["task"], predictor.context_frames)
+        self._task: TaskName = protocol["task"]
+        self._roles = evaluation_roles(self._task, predictor.context_frames)
         self._steps: int = protocol["sampling"]["num_inference_steps"]
         self._trajectories = min(protocol["trajectories_per_clip"], MAX_TRAJECTORIES)
         self._batch_size = batch_size
         self._reading = {"seed": self.seed, "num_workers": num_workers, "timeout": timeout}
 
     def clips(self, numbers: Sequence[int]) -> Iterator[ClipBatch]:
-        """The clips with these numbers in the split, one by one, on the device; what cannot be read is left
-        out."""
+        """The clips with these numbers in the split, one by one, on the device; of longer ones the first window
+        of the model. What cannot be read is left out."""
+        window = slice(self.predictor.num_frames)
         for batch, _ in self._batches(numbers, 1):
-            yield batch
+            cut = {name: getattr(batch, name)[:, window] for name in ("frames", "roles", "frame_times")}
+            yield dataclasses.replace(batch, **cut)
 
     def films(self, evaluation: Evaluation) -> list[ClipFilm]:
         """The clips of `chosen_clips`, in that order."""
@@ -126,18 +130,8 @@ class Retake:
     def _predictions(self, batch: ClipBatch) -> Iterator[Tensor]:
         """uint8 (B, H, C, h, w) of each trajectory."""
         latents = self.predictor.encode(batch.frames)
-        known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
         for trajectory in range(self._trajectories):
-            sampled = self.predictor.sample_latents(
-                known,
-                batch.given,
-                batch.frame_times,
-                batch.draws + trajectory * NEXT_TRAJECTORY,
-                self.seed,
-                num_inference_steps=self._steps,
-                purpose="evaluation",
-            )
-            yield to_uint8(self.predictor.decode(take_frames(sampled, ~batch.given)))
+            yield to_uint8(draw(self.predictor, self._task, batch, latents, trajectory, self.seed, self._steps))
 
 
 def _film(rank: str, scores: ClipScores, batch: ClipBatch, predictions: Tensor, b: int) -> ClipFilm:
@@ -171,7 +165,8 @@ def retake_of_checkpoint(
     Every rank must call it: data may be prepared.
     """
     config = checkpoint.config
-    data = DATASETS.from_mapping(config["data"])
+    frames = protocol["context_frames"] + protocol["predicted_frames"]
+    data = dataclasses.replace(DATASETS.from_mapping(config["data"]), num_frames=frames)
     return Retake(
         predictor_from_checkpoint(checkpoint, device),
         build_dataset(data, protocol["split"], config.get("seed", 0)),

@@ -78,7 +78,7 @@ def evaluate_checkpoint(
         _require_trained(tasks, from_mapping(ConditioningConfig, config["conditioning"], "conditioning"))
     changed = {**config.get("evaluation", {}), **(changes or {})}
     settings = from_mapping(EvaluationConfig, changed, "evaluation")
-    data, run_seed = DATASETS.from_mapping(config["data"]), config.get("seed", 0)
+    data, run_seed = settings.clip_config(DATASETS.from_mapping(config["data"])), config.get("seed", 0)
     dataset = build_dataset(data, split, run_seed)
     return (
         evaluate(

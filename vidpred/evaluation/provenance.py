@@ -33,6 +33,8 @@ def run_of(trial: Trial, checkpoint: Optional[str], chosen: Optional[str]) -> di
         "weights_sha256": weights_sha256(denoiser, predictor.calibration),
         "parameterization": getattr(getattr(denoiser, "parameterization", None), "name", None),
         "residual": getattr(denoiser, "residual", None),
+        "motion_radius": getattr(getattr(denoiser, "motion", None), "radius", None),
+        "window_frames": predictor.num_frames,
         "autoencoder": getattr(autoencoder, "name", type(autoencoder).__name__),
         "autoencoder_sha256": _frozen_sha256(autoencoder),
         "device": device_name(predictor.device),

@@ -11,15 +11,15 @@ from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data.clips import ClipBatch
 from vidpred.errors import UserError
 from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
+from vidpred.evaluation.drawing import draw
 from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.records import LOWER_IS_BETTER, ClipSample, ClipScores
 from vidpred.evaluation.video_distance import clip_features, possible_views
 from vidpred.frame_roles import GIVEN
 from vidpred.metrics import absolute_error, ensemble_figures, motion_energy
 from vidpred.prediction import Predictor
-from vidpred.prediction.predictor import NEXT_TRAJECTORY
 from vidpred.random_streams import host_generator
-from vidpred.tensor_ops import append_dims, take_frames, to_uint8
+from vidpred.tensor_ops import take_frames, to_uint8
 
 IN_RANGE = (-2.0, 3.0)
 """Decoded frames are nominally in [0, 1], and a little beyond them is rounding's business. As far away as
@@ -197,20 +197,10 @@ def _truth(batch: ClipBatch) -> Tensor:
 
 
 def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int) -> Tensor:
-    """uint8 (B, H, C, h, w), from the latents of the given frames; faults of the first `count` are noted."""
-    predictor = trial.predictor
-    # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
-    known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
-    sampled = predictor.sample_latents(
-        known,
-        batch.given,
-        batch.frame_times,
-        batch.draws + trajectory * NEXT_TRAJECTORY,
-        trial.seed,
-        num_inference_steps=trial.num_inference_steps,
-        purpose="evaluation",
+    """uint8 (B, H, C, h, w), of one trajectory; faults of the first `count` clips are noted."""
+    prediction = draw(
+        trial.predictor, trial.task, batch, latents, trajectory, trial.seed, trial.num_inference_steps
     )
-    prediction = predictor.decode(take_frames(sampled, ~batch.given))
     _note_faults(trial, "prediction", prediction[:count], batch)
     return to_uint8(prediction)
 

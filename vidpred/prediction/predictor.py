@@ -103,6 +103,23 @@ class Predictor:
         )
 
     @torch.no_grad()
+    def continue_latents(
+        self,
+        context: Tensor,
+        num_frames: int,
+        draws: Tensor,
+        seed: int,
+        *,
+        options: RolloutOptions = RolloutOptions(),
+        num_inference_steps: Optional[int] = None,
+        purpose: str = "prediction",
+    ) -> Tensor:
+        """The next `num_frames` frames, window after window: (B, K, C, h, w) calibrated latents, K the
+        model's context frames -> (B, num_frames, C, h, w). Other arguments as `sample_latents`'s."""
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, None)
+        return torch.cat(list(self._windows(sampler, context.to(self.device), num_frames, options)), dim=1)
+
+    @torch.no_grad()
     def predict(
         self,
         frames: Tensor,
@@ -232,7 +249,8 @@ class Predictor:
         self._check(frames, self.context_frames, num_frames)
         batch, draws = self._rows(frames, trajectories, draws)
         sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
-        return sampler, self._windows(sampler, batch, num_frames, options)
+        windows = self._windows(sampler, self.encode(batch[:, -self.context_frames :]), num_frames, options)
+        return sampler, ((window, self._decoded(window)) for window in windows)
 
     def _rows(
         self, frames: Tensor, trajectories: Optional[int], draws: Optional[Tensor]
@@ -261,10 +279,9 @@ class Predictor:
         )
 
     def _windows(
-        self, sampler: LatentSampler, frames: Tensor, num_frames: int, options: RolloutOptions
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """(latents, decoded frames) of each piece of a rollout; finite, or NotFiniteError."""
-        context = self.encode(frames[:, -self.context_frames :])
+        self, sampler: LatentSampler, context: Tensor, num_frames: int, options: RolloutOptions
+    ) -> Iterator[Tensor]:
+        """The latents (B, n, C, h, w) of each piece of a rollout after `context` (B, K, C, h, w)."""
 
         def expanded(window: Window) -> tuple[Tensor, Tensor, str, float | Tensor]:
             rows = (len(window.latents), -1)
@@ -283,14 +300,13 @@ class Predictor:
 
         arguments = (context, num_frames, self.num_frames)
         if options.scheme == "pyramid":
-            latents = pyramid(
+            yield from pyramid(
                 advance, lambda frame: sampler.pure_noise(f"frame {frame}", context[:, :1]),
                 *arguments, sampler.num_steps, options,
             )  # fmt: skip
         else:
-            latents = {"sliding": slide, "keyframes": keyframes_first}[options.scheme](sample, *arguments, options)
-        for piece in latents:
-            yield piece, self._decoded(piece)
+            scheme = {"sliding": slide, "keyframes": keyframes_first}[options.scheme]
+            yield from scheme(sample, *arguments, options)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         decoded = self.decode(latents)
