@@ -53,6 +53,25 @@ class Brighter:
         return first[:, None].expand_as(latents) + self.levels / 127.5
 
 
+def test_a_prediction_beyond_one_window_is_a_rollout():
+    """Nine frames in windows of three: what the predictor's rollout gives for the same noise."""
+    predictor, clips = make_predictor(NoiseDependent()), Squares(num_frames=CONTEXT + 9)
+    result = evaluated(predictor, "prediction", clips)
+    assert (result.protocol["context_frames"], result.protocol["predicted_frames"]) == (CONTEXT, 9)
+    assert result.run["window_frames"] == FRAMES
+    for sample in result.samples:
+        draws = torch.tensor([sample.index])
+        context = torch.from_numpy(sample.context)[None]
+        expected = predictor.predict(context, 9, seed=3, draws=draws, purpose="evaluation")[0].numpy()
+        difference = np.abs(sample.prediction.astype(int) - expected)
+        assert difference.max() <= 1 and difference.mean() < 0.01, "the batch changes the last bits alone"
+
+
+def test_only_predictions_go_beyond_a_window():
+    with pytest.raises(UserError, match="evaluation.num_frames: 9 is of prediction alone, infilling fills one"):
+        settings("infilling", num_frames=9)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_end_to_end(task):
     result = evaluated(make_predictor(NoiseDependent()), task)

@@ -87,7 +87,7 @@ def test_a_series_of_runs_is_compared_and_goes_on_where_it_stopped(tmp_path, mon
 @pytest.mark.usefixtures("cache")
 def test_a_run_that_cannot_be_is_told_and_does_not_end_the_series(tmp_path, monkeypatch, capsys):
     command = ["x", "--objectives", "x0", "eps", "--weights", "uniform", "--seeds", "0", "--steps", "8", "--device",
-               "cpu", "--out", str(tmp_path), *TINY, "--diffusion.schedule.zero_terminal_snr=true"]  # fmt: skip
+               "cpu", "--out", str(tmp_path), *TINY, "--diffusion.residual=false"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", command)
     range_checks.reset()
     with pytest.raises(SystemExit) as ended:
@@ -95,7 +95,7 @@ def test_a_run_that_cannot_be_is_told_and_does_not_end_the_series(tmp_path, monk
     range_checks.reset()
     assert ended.value.code == 1
     output = capsys.readouterr().out
-    assert "failed: eps, uniform, seed 0: diffusion" in output and "| x0, uniform |" in output
+    assert "failed: x0, uniform, seed 0: diffusion.motion_radius" in output and "| eps, uniform |" in output
 
 
 @pytest.mark.parametrize(

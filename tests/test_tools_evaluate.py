@@ -119,6 +119,16 @@ def test_ensemble_and_fvd_of_a_run(evaluate, cache, tmp_path, monkeypatch):  # n
     assert saved["ensemble"]["spread_over_skill"]["mean"] > 0 and saved["model"]["crps"]["mean"] > 0
 
 
+def test_more_frames_than_a_window_have_a_report_too(workplace, evaluate, tmp_path):
+    run = workplace / "runs" / "tiny"
+    arguments = ("--checkpoint", run, "--frames", FRAMES + 2, "--clips", 2, "--report", "--out", tmp_path)
+    code, _, _ = evaluate(*arguments, cwd=tmp_path)
+    saved = json.loads((tmp_path / "evaluation.json").read_text())
+    assert code == 0 and (tmp_path / "report.html").exists()
+    assert saved["protocol"]["predicted_frames"] == FRAMES + 2 - CONTEXT == len(saved["model"]["psnr"]["per_horizon"])
+    assert saved["run"]["window_frames"] == FRAMES
+
+
 def test_figures_are_equal_under_torchrun(workplace, evaluate, tmp_path):
     run = workplace / "runs" / "tiny"
     arguments = ["--checkpoint", run, "--task", "infilling", "--batch-size", 2, "--trajectories", 2]
@@ -224,6 +234,9 @@ def test_what_cannot_be_evaluated_is_one_line(workplace, evaluate, tmp_path):
         ([], "--checkpoint: no run under"),
         (["--checkpoint", tmp_path / "nowhere"], "nowhere: no such folder"),
         (["--checkpoint", run, "--clips", 0], "evaluation.num_clips: 0"),
+        (["--checkpoint", run, "--frames", 500], "data.num_frames: 500 frames need 500 of the"),
+        (["--checkpoint", run, "--frames", CONTEXT], "evaluation: prediction needs clips whose first"),
+        (["--checkpoint", run, "--frames", 9, "--task", "infilling"], "evaluation.num_frames: 9 is of prediction"),
         (["--checkpoint", run, "--batch-size", 0], "evaluation.batch_size: 0"),
         (["--checkpoint", run, "--trajectories", 0], "trajectories: 0 must be 1 or more"),
         (["--checkpoint", run, "--fvd-weights", "/no/such.pt"], "evaluation.fvd_weights: no file /no/such"),

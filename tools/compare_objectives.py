@@ -2,7 +2,7 @@
 
     python tools/compare_objectives.py                                      13 combinations, three seeds
     python tools/compare_objectives.py --objectives x0 v --weights uniform min_snr --seeds 0
-    python tools/compare_objectives.py --diffusion.residual false       any key of the configuration, for all of them
+    python tools/compare_objectives.py --training.batch_size 8          any key of the configuration, for all of them
 
 Each combination is an ordinary training run below --out, with everything that a run leaves behind. Interrupted, the
 same command goes on where it stopped. All runs of one seed begin with the same weights and see the same clips in the
@@ -30,13 +30,15 @@ from vidpred.evaluation.statistics import half_width  # noqa: E402
 from vidpred.files import write_json  # noqa: E402
 
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
-# flow and edm are objectives of noise schedules of their own; the others have the quickstart's.
+# flow and edm are objectives of noise schedules of their own; the others have the quickstart's. eps has no estimate
+# where there is no signal, and in it the reference cancels, moved or not.
+NOT_RESCALED = {"diffusion.schedule.zero_terminal_snr": "false"}
 OBJECTIVES: dict[str, dict[str, str]] = {
-    "eps": {},
+    "eps": {"diffusion.motion_radius": "0", **NOT_RESCALED},
     "v": {},
     "x0": {},
-    "flow": {"diffusion.schedule.kind": "flow"},
-    "edm": {"diffusion.schedule.kind": "edm", "sampling.spacing": "karras"},
+    "flow": {"diffusion.schedule.kind": "flow", **NOT_RESCALED},
+    "edm": {"diffusion.schedule.kind": "edm", "sampling.spacing": "karras", **NOT_RESCALED},
 }
 WEIGHTS = ("uniform", "min_snr", "sigmoid")
 REFERENCE = "x0, uniform"  # the quickstart
