@@ -60,7 +60,7 @@ def wandering(count):
 def scene_of(denoiser, windows=4, truth_frames=None, digits=None):
     frames = wandering(CONTEXT + windows * WINDOW)
     truth = frames[:, CONTEXT:][:, :truth_frames]
-    return Scene(make_predictor(denoiser), frames[:, :CONTEXT], truth, torch.arange(3), windows, 0, digits)
+    return Scene(make_predictor(denoiser), frames[:, :CONTEXT], truth, torch.arange(3), windows, WINDOW, 0, digits)
 
 
 def behaviour_of(scene, **options):

@@ -4,9 +4,9 @@
     python tools/long_rollout.py --rollout sliding keyframes --stabilization 0 0.05 0.1
     python tools/long_rollout.py --video FILE --windows 20        continues one video; the truth as far as it goes
 
-A window is as many new frames as a training clip has after its context. By window: PSNR beside the copy of the last
-context frame and the autoencoder's ceiling, motion over that of the truth, decoded values out of range, memory; and of
-moving digits how many are still recognised, beside how many are in true frames and by chance. Written: a table, and
+A window is as many new frames as a training clip has after its context, or --window-frames. By window: PSNR beside the copy
+of the last context frame and the autoencoder's ceiling, motion over that of the truth, decoded values out of range, memory;
+and of moving digits how many are still recognised, beside how many are in true frames and by chance. Written: a table, and
 long_rollout.json, .png and .mp4. Exit code: 0, 1 when a value is not finite, 2 when it could not be tried.
 """
 
@@ -96,7 +96,8 @@ def _scene(options: argparse.Namespace, subject: Subject) -> tuple[Scene, float,
     """The scene, frames per second of its video, and the names of its clips."""
     predictor = subject.predictor
     context = predictor.context_frames
-    frames = context + options.windows * (predictor.num_frames - context)
+    window = options.window_frames or predictor.num_frames - context
+    frames = context + options.windows * window
     if options.video:
         clips, fps = video_clip(subject, options.video, frames)
         digits = None
@@ -105,7 +106,7 @@ def _scene(options: argparse.Namespace, subject: Subject) -> tuple[Scene, float,
         clips, fps = _clips(options, subject), CLIPS_FPS
         digits = _digits(subject, clips)
     given, truth = clips.frames.tensor_split([context], dim=1)
-    scene = Scene(predictor, given, truth, clips.draws, options.windows, options.seed, digits)
+    scene = Scene(predictor, given, truth, clips.draws, options.windows, window, options.seed, digits)
     return scene, fps, clips.names
 
 
@@ -182,6 +183,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="run or checkpoint (the newest run)")
     parser.add_argument("--windows", type=int, default=20, help="windows to predict (20)")
+    parser.add_argument("--window-frames", type=int, metavar="N", help="of a line of the table (the model's windows)")
     parser.add_argument("--clips", type=int, default=16, metavar="N", help="validation clips (16)")
     parser.add_argument("--video", type=Path, metavar="FILE", help="continue this video instead")
     parser.add_argument("--data-root", type=Path, metavar="DIR", help="where the data are now (data.root)")
@@ -197,8 +199,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for the results (the run's long_rollout/)")
     options = parser.parse_args()
-    for key in ("windows", "clips"):
-        require(getattr(options, key) >= 1, f"--{key}: {getattr(options, key)} must be 1 or more")
+    for key in ("windows", "window_frames", "clips"):
+        value = getattr(options, key)
+        require(value is None or value >= 1, f"--{key.replace('_', '-')}: {value} must be 1 or more")
     return options
 
 

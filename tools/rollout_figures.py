@@ -1,6 +1,7 @@
 """What is measured of a long rollout, window by window, and beside it what the truth gives.
 
-B clips of K context frames, N new frames in windows of U = T - K, as many as a training clip has after its context.
+B clips of K context frames, N new frames in windows of U. A window is what the figures are of; how many frames the
+predictor makes at once may be another number.
 The truth may end before the rollout does (M <= N frames), as a video file may. Everything but the frames of the first
 clip is reduced as soon as a window is finished, so that measuring takes no memory that grows with the length.
 """
@@ -45,19 +46,17 @@ class Digits:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is rolled out: context (B, K, 3, H, W) and truth (B, M, 3, H, W), uint8; draws (B,) of the randomness."""
+    """What is rolled out: context (B, K, 3, H, W) and truth (B, M, 3, H, W), uint8; draws (B,) of the randomness;
+    windows of `window_frames` frames each."""
 
     predictor: Predictor
     context: Tensor
     truth: Tensor
     draws: Tensor
     windows: int
+    window_frames: int
     seed: int
     digits: Optional[Digits]
-
-    @property
-    def window_frames(self) -> int:
-        return self.predictor.num_frames - self.predictor.context_frames
 
     @property
     def num_frames(self) -> int:
