@@ -27,12 +27,12 @@ FEW_CLIPS = ["--data.num_clips=8", "--data.num_val_clips=4", "--data.num_test_cl
              "--training.batch_size=4", "--data.height=32", "--data.width=32"]  # fmt: skip
 
 
-def tiny(channels):
-    return build_network(TINY, channels, channels)
+def tiny(channels, out_channels):
+    return build_network(TINY, channels, out_channels)
 
 
 def test_speed_of_all_networks_and_the_ratio_of_their_medians(monkeypatch):
-    monkeypatch.setattr(benchmark, "build_networks", lambda c: {name: tiny(c) for name in ("vidpred", "svd", "unet3d")})
+    monkeypatch.setattr(benchmark, "build_networks", lambda c: {name: tiny(c, c) for name in ("vidpred", "svd", "unet3d")})
     options = benchmark.parse(["--rounds", "2", "--warmup", "0", "--size", "4", "--frames", "3"])
     report = benchmark.measure_speed(options, torch.device("cpu"))
     for step in ("training_step", "sampling_step"):
@@ -42,6 +42,15 @@ def test_speed_of_all_networks_and_the_ratio_of_their_medians(monkeypatch):
         assert report["speedup_over_fastest_peer"][step] == pytest.approx(expected)
     training, sampling = (report["vidpred"][step]["gflops"] for step in ("training_step", "sampling_step"))
     assert training == pytest.approx(3 * sampling, rel=0.2)  # backward costs twice the forward pass
+
+
+def test_the_measured_network_moves_given_frames(monkeypatch):
+    monkeypatch.setattr(benchmark, "UNET_30M", TINY)
+    x, given, times = torch.randn(1, 3, 4, 8, 8), torch.tensor([[True, True, False]]), torch.arange(3.0)[None]
+    network = benchmark.build_networks(4)["vidpred"]
+    moved = network(x, torch.where(given, 0.0, 0.7), given, times)
+    kernels = torch.zeros(1, 3, benchmark.MOTION.channels, 8, 8)
+    assert torch.equal(moved, benchmark.MOTION(kernels, x, given, times)) and moved[:, 2].any()
 
 
 def test_quality_of_two_networks_from_the_same_data(tmp_path, monkeypatch):
@@ -69,7 +78,7 @@ def test_the_peers_are_called_as_our_network_is():
     times, code = torch.arange(4.0)[None], torch.where(given, 0.0, 0.7)
     for peer in (SVDNetwork, UNet3DNetwork):
         torch.manual_seed(0)
-        network = peer(4).eval()
+        network = peer(4, 4).eval()
         with torch.no_grad():
             output = network(x, code, given, times)
             other = network(torch.where(given[:, :, None, None, None], x + 1, x), code, given, times)
@@ -96,7 +105,7 @@ def test_all_attention_of_a_peer_goes_that_way(peer, monkeypatch):
     monkeypatch.setattr(peers, "attend", attend)
     x, given = torch.randn(1, 2, 4, 8, 8), torch.tensor([[True, False]])
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        network = peer(4)
+        network = peer(4, 4)
         network(x, torch.where(given, 0.0, 0.7), given, torch.arange(2.0)[None])
     from diffusers.models.attention_processor import Attention
 

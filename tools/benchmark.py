@@ -16,6 +16,7 @@ import resource
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,7 @@ from peers import SVDNetwork, UNet3DNetwork  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from vidpred.diffusion import MotionCompensation  # noqa: E402
 from vidpred.errors import UserError, door  # noqa: E402
 from vidpred.networks import UNetConfig, build_network  # noqa: E402
 from vidpred.training.preparation import allow_tf32  # noqa: E402
@@ -39,12 +41,28 @@ UNET_30M = UNetConfig(
 )
 
 
+MOTION = MotionCompensation(4)  # as in the recipes
+
+
+class WithMotion(nn.Module):
+    """The UNet as the recipes use it: what it predicts is added to the given frames that its kernels move."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.network = build_network(UNET_30M, channels, channels + MOTION.channels)
+
+    def forward(self, x: torch.Tensor, code: torch.Tensor, given: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        prediction, kernels = self.network(x, code, given, times).tensor_split([x.shape[2]], dim=2)
+        return prediction + MOTION(kernels.to(x.dtype), x, given, times)
+
+
 def build_networks(channels: int) -> dict[str, nn.Module]:
-    """This project's network first, then the peers, each for latents of `channels` channels."""
+    """This project's network with and without motion compensation, then the peers, for latents of `channels`."""
     return {
-        "vidpred": build_network(UNET_30M, channels, channels),
-        "svd": SVDNetwork(channels),
-        "unet3d": UNet3DNetwork(channels),
+        "vidpred": WithMotion(channels),
+        "vidpred_without_motion": build_network(UNET_30M, channels, channels),
+        "svd": SVDNetwork(channels, channels),
+        "unet3d": UNet3DNetwork(channels, channels),
     }
 
 
@@ -218,8 +236,8 @@ def main() -> None:
     if options.quality:
         from quality import compare_quality
 
-        networks = {name: (lambda c, name=name: build_networks(c)[name]) for name in ("vidpred", "svd")}
-        report = compare_quality(networks, device, options.minutes, options.rates, write)
+        builders = {"vidpred": partial(build_network, UNET_30M), "svd": SVDNetwork}
+        report = compare_quality(builders, device, options.minutes, options.rates, write)
     else:
         report = measure_speed(options, device)
     print(write(report))

@@ -47,13 +47,13 @@ class PeerNetwork(nn.Module):
 class SVDNetwork(PeerNetwork):
     """`UNetSpatioTemporalConditionModel` (Stable Video Diffusion), 28.4M parameters."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, out_channels: int):
         from diffusers import UNetSpatioTemporalConditionModel
 
         super().__init__(
             UNetSpatioTemporalConditionModel(
                 in_channels=2 * channels,
-                out_channels=channels,
+                out_channels=out_channels,
                 down_block_types=("CrossAttnDownBlockSpatioTemporal",) * 2 + ("DownBlockSpatioTemporal",),
                 up_block_types=("UpBlockSpatioTemporal",) + ("CrossAttnUpBlockSpatioTemporal",) * 2,
                 block_out_channels=(64, 128, 256),
@@ -74,14 +74,14 @@ class SVDNetwork(PeerNetwork):
 class UNet3DNetwork(PeerNetwork):
     """`UNet3DConditionModel` (ModelScope's text-to-video), 29.5M parameters."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, out_channels: int):
         from diffusers import UNet3DConditionModel
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             unet = UNet3DConditionModel(
                 in_channels=2 * channels,
-                out_channels=channels,
+                out_channels=out_channels,
                 down_block_types=("CrossAttnDownBlock3D",) * 2 + ("DownBlock3D",),
                 up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * 2,
                 block_out_channels=(64, 128, 256),

@@ -1,9 +1,9 @@
 """Networks trained for the same time, in the same loop, on the quickstart's clips; for `tools/benchmark.py`.
 
 Each run has the quickstart's data, batch size, autoencoder, objective and sampler; what differs is the network,
-and whether it predicts the frame itself or the residual to the nearest given frame. The peer is conditioned as
-Stable Video Diffusion is, which has no residual; one more run of it, at its best rate, has. All predict x0, so
-their validation losses are errors of the same thing. Every network is tuned over the same learning rates, in equal
+and whether it predicts the frame itself or the residual to given frames that it moves, as the quickstart does. The
+peer is conditioned as Stable Video Diffusion is, which has no residual; one more run of it, at its best rate, has,
+motion and all. All predict x0, so their validation losses are errors of the same thing. Every network is tuned over the same learning rates, in equal
 time and, in a last series of this project's network, in the peer's number of steps.
 
 Time is that of the steps: a wait for the data, or for the validation, is not counted.
@@ -26,7 +26,7 @@ from vidpred.conditioning import prediction_roles
 from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, build_dataset, evaluation_batches, evenly_spaced_clips, training_loader
 from vidpred.denoiser import Denoiser
-from vidpred.diffusion import NoiseLevel, NoiseSchedule, build_parameterization
+from vidpred.diffusion import MotionCompensation, NoiseLevel, NoiseSchedule, build_parameterization
 from vidpred.errors import UserError
 from vidpred.evaluation import EvaluationConfig, evaluate, summarize
 from vidpred.frame_roles import FrameRoles
@@ -43,8 +43,8 @@ VALIDATE_EVERY = 20  # steps
 STRATA = 4  # levels at which each validation clip is denoised at the end
 PRECISION_ROUNDS = 5
 
-Builder = Callable[[int], nn.Module]
-"""channels of the latents -> network."""
+Builder = Callable[[int, int], nn.Module]
+"""channels of the latents, channels of the output -> network."""
 
 
 @dataclass
@@ -72,11 +72,19 @@ class Scene:
     def roles(self) -> FrameRoles:
         return prediction_roles(self.config.conditioning.context_frames)
 
+    def motion(self, residual: bool) -> MotionCompensation:
+        """What moves the given frames; nothing without the residual."""
+        return MotionCompensation(self.config.diffusion.motion_radius if residual else 0)
+
+    def build(self, build: Builder, residual: bool) -> nn.Module:
+        channels = self.autoencoder.latent_channels
+        return build(channels, channels + self.motion(residual).channels).to(self.device)
+
     def predictor(self, network: nn.Module, residual: bool) -> Predictor:
         diffusion = self.config.diffusion
         parameterization = build_parameterization(diffusion.parameterization, self.schedule, diffusion.sigma_data)
         return Predictor(
-            Denoiser(network, parameterization, residual), self.autoencoder, self.calibration, self.schedule,
+            Denoiser(network, parameterization, residual, motion=self.motion(residual)), self.autoencoder, self.calibration, self.schedule,
             self.config.sampling, self.config.conditioning.context_frames, self.config.data.num_frames,
         )
 
@@ -143,7 +151,8 @@ def compare_quality(
         return max(scored, key=lambda run_name: runs[run_name]["psnr"])
 
     for residual in (True, False):
-        runs["zero, residual" if residual else "zero"] = score(scene, ZeroNetwork(), residual, None)
+        zero = scene.build(ZeroNetwork, residual)
+        runs["zero, residual" if residual else "zero"] = score(scene, zero, residual, None)
     own, peer = builders["vidpred"], builders["svd"]
     ours = series("vidpred", own, True, for_minutes(minutes), rates)
     best = series("svd", peer, False, for_minutes(minutes), rates)
@@ -176,13 +185,17 @@ def _printable(runs: dict[str, dict]) -> dict[str, dict]:
 class ZeroNetwork(nn.Module):
     """Returns zeros, as a new network of this project does: what is reached without learning."""
 
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.out_channels = out_channels
+
     def forward(self, x: Tensor, *others: Any) -> Tensor:
-        return torch.zeros_like(x)
+        return x.new_zeros(*x.shape[:2], self.out_channels, *x.shape[3:])
 
 
 def train_and_score(scene: Scene, build: Builder, residual: bool, rate: float, progress: Progress) -> dict:
     torch.manual_seed(scene.config.seed)
-    network = build(scene.autoencoder.latent_channels).to(scene.device)
+    network = scene.build(build, residual)
     ema = Ema(network, scene.config.training.ema_decay)
     precision = _faster_precision(scene, network, residual)
     run = _train(scene, network, ema, residual, rate, progress, precision)
