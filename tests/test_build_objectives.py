@@ -11,15 +11,17 @@ pytestmark = pytest.mark.usefixtures("cache")
 SHORT = ["--training.num_steps=2", "--training.checkpoint_every_step=2", "--training.validate_every_step=2"]
 
 SETTINGS = {
-    "random": ["--conditioning.scheme=random"],
+    "random, moved": ["--conditioning.scheme=random", "--diffusion.motion_radius=2"],
     "mixture with dropped history": [
         '--conditioning.scheme={"prediction": 0.5, "unconditional": 0.25, "random": 0.25}',
-        "--conditioning.history_dropout=0.5", "--conditioning.min_context_frames=0",
+        "--diffusion.motion_radius=1", "--conditioning.history_dropout=0.5", "--conditioning.min_context_frames=0",
         "--sampling.guidance.kind=vanilla", "--sampling.guidance.scale=2", "--sampling.guidance.rescale=0.5",
     ],
-    "diffusion forcing": ["--conditioning.scheme=diffusion_forcing", "--sampling.sampler=euler"],
+    "diffusion forcing": [
+        "--conditioning.scheme=diffusion_forcing", "--sampling.sampler=euler", "--diffusion.motion_radius=2",
+    ],
     "context noise": [
-        "--conditioning.context_noise=0.2", "--sampling.context_noise=0.1", "--sampling.guidance.kind=fractional",
+        "--diffusion.motion_radius=2", "--conditioning.context_noise=0.2", "--sampling.context_noise=0.1", "--sampling.guidance.kind=fractional",
         "--sampling.guidance.scale=1.5", "--sampling.sampler=dpmpp_2m",
     ],
     "rectified flow": [
@@ -29,6 +31,7 @@ SETTINGS = {
     "edm": [
         "--diffusion.schedule.kind=edm", "--diffusion.parameterization=edm", "--diffusion.weight.kind=edm",
         "--diffusion.levels.kind=log_normal", "--sampling.spacing=karras", "--diffusion.sigma_data=0.5",
+        "--diffusion.motion_radius=2",
     ],
     "v, min-SNR, UniPC": [
         "--diffusion.parameterization=v", "--diffusion.weight.kind=min_snr", "--sampling.sampler=unipc",

@@ -155,14 +155,15 @@ def test_the_network_sees_x_at_unit_scale_and_the_code_alone(family):
     assert torch.equal(network.asked["condition"], torch.ones(B))
 
 
-def test_given_frames_that_are_slightly_noised_are_the_reference_as_they_are():
-    """Context noise: c is the given frame as the network sees it, and x0 is still exact."""
+def test_of_given_frames_that_are_slightly_noised_the_best_linear_estimate_is_the_reference():
+    """Context noise: of unit data E[x0 | x] is alpha x on the circle; x0 is still exact."""
     x0, noise, level, given, times = problem()
     slight = NoiseLevel.from_alpha_sigma(*FAMILIES["variance preserving"](torch.full((B, T), 0.05).double()))
     level = NoiseLevel.where(given, slight, level)
     x = add_noise(x0, noise, level)
-    reference = reference_frames(x, given, times)
-    assert torch.equal(reference[:, 2], x[:, 1]) and not torch.allclose(x[:, 1], x0[:, 1])
+    alpha = append_dims(level.alpha, 5)
+    reference = reference_frames(alpha * x, given, times)
+    assert alpha[0, 1].item() < 1 and not torch.allclose(x[:, 1], x0[:, 1])
     network = Returns(parameterization("v").target(x0 - reference, noise, level))
     torch.testing.assert_close(Denoiser(network, parameterization("v"))(x, level, given, times), x0)
 
@@ -207,6 +208,14 @@ def test_with_network_keeps_the_rest():
     changed = denoiser.with_network(other)
     assert changed.network is other and denoiser.network is one
     assert changed.parameterization is denoiser.parameterization and changed.residual is False
+
+
+@pytest.mark.parametrize("channels", [1, C - 1, C + 1])
+def test_a_network_with_other_channels_than_it_was_asked_for_is_refused(channels):
+    x0, noise, level, given, times = problem()
+    denoiser = Denoiser(Returns(x0[:, :, :1].expand(-1, -1, channels, -1, -1)), parameterization("v"))
+    with pytest.raises(ValueError, match=f"returned {channels} channels; it was asked for {C} of the latents and 0"):
+        denoiser(x0, level, given, times)
 
 
 def test_a_network_in_half_precision_gives_an_estimate_in_the_type_of_x():

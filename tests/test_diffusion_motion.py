@@ -47,12 +47,14 @@ def test_a_kernel_of_one_weight_shifts_one_given_frame(frame, source, dy, dx):
     assert torch.equal(moved[:, 2:], shifted(x[:, source], dy, dx)[:, None].expand(-1, 3, -1, -1, -1))
 
 
-@pytest.mark.parametrize("mask, sources", [("prediction", [1, 0]), ("one", [2, None]), ("ends", [0, 4])])
-def test_every_position_has_a_kernel_of_its_own(mask, sources):
-    """Against the definition, one position at a time. Frame 3 of `ends` is nearer to the last frame."""
+@pytest.mark.parametrize(
+    "mask, t, sources",
+    [("prediction", 2, [1, 0]), ("prediction", 4, [1, 0]), ("one", 1, [2, None]), ("ends", 1, [0, 4]), ("ends", 3, [4, 0])],
+)
+def test_every_position_has_a_kernel_of_its_own(mask, t, sources):
+    """Against the definition, one position at a time; the nearest frame in time comes first."""
     motion, logits, x, given, times = problem(mask)
     moved = motion(logits, x, given, times)
-    t = 2 if mask == "prediction" else 1  # an unknown frame
     weights = logits[:, t].exp()
     weights[:, tap(2, 0, 0, 0)] *= motion.channels - 1
     if sources[1] is None:
@@ -131,7 +133,7 @@ def test_a_perfect_network_has_loss_zero_and_finds_x0(name, mask):
     denoiser = Denoiser(Answers(torch.cat([target, logits], dim=2)), parameterization, motion=motion)
     torch.testing.assert_close(denoiser(x, level, given, times), x0, rtol=0, atol=1e-9)
     loss = denoiser.loss(x0, noise, level, given, times)
-    assert not loss.per_frame.any() and loss.output.shape == x0.shape
+    assert not loss.per_frame.any() and loss.output.shape[2] == C + motion.channels
 
 
 def test_the_loss_alone_teaches_where_things_moved():
@@ -152,6 +154,27 @@ def test_the_loss_alone_teaches_where_things_moved():
     kernels = network.answer[:, 2:, C:, 1:-1, 1:-1]  # at the borders several motions show the same
     assert (kernels.argmax(dim=2) == tap(1, 0, 0, -1)).double().mean() > 0.9
     assert denoiser.with_network(nn.Identity()).motion is motion
+
+
+def test_a_noised_context_is_moved_as_its_best_linear_estimate():
+    motion, logits, x0, given, times = problem(radius=1)
+    level = NoiseLevel.from_alpha_sigma(torch.full((B, T), 0.8).double(), torch.full((B, T), 0.6).double())
+    denoiser = Denoiser(
+        Answers(torch.cat([torch.zeros_like(x0), logits], dim=2)),
+        build_parameterization("x0", NoiseSchedule(ScheduleConfig())), motion=motion,
+    )  # fmt: skip
+    torch.testing.assert_close(denoiser(x0, level, given, times), motion(logits, 0.8 * x0, given, times))
+
+
+def test_other_channels_or_no_residual_are_refused():
+    motion, logits, x0, given, times = problem(radius=1)
+    x0_of = build_parameterization("x0", NoiseSchedule(ScheduleConfig()))
+    for channels in (motion.channels - 1, motion.channels + 1):
+        answer = torch.zeros(B, T, C + channels, H, W, dtype=torch.float64)
+        with pytest.raises(ValueError, match=f"{C} of the latents and {motion.channels} of the motion"):
+            Denoiser(Answers(answer), x0_of, motion=motion)(x0, noised(given), given, times)
+    with pytest.raises(ValueError, match="without residual it must have radius 0"):
+        Denoiser(nn.Identity(), x0_of, residual=False, motion=motion)
 
 
 @pytest.mark.parametrize(

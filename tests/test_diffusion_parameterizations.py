@@ -82,7 +82,7 @@ def test_edm_is_karras_table_1(sigma):
     level = NoiseLevel.from_alpha_sigma(torch.ones(1, 1).double(), torch.full((1, 1), sigma).double())
     assert edm.c_skip(level).item() == pytest.approx(data**2 / (sigma**2 + data**2))
     assert edm.c_out(level).item() == pytest.approx(sigma * data / math.sqrt(sigma**2 + data**2))
-    assert edm.c_in(level).item() == pytest.approx(1 / math.sqrt(sigma**2 + data**2))
+    assert edm.c_in(level).item() == pytest.approx(1 / math.sqrt(sigma**2 + 1)), "of calibrated latents"
     # In the network's own terms: for any alpha it is Karras' preconditioning of x / alpha.
     alpha = 0.3
     scaled = NoiseLevel.from_alpha_sigma(level.alpha * alpha, level.sigma * alpha)
@@ -108,11 +108,11 @@ def test_flow_is_the_velocity_of_the_straight_path():
 
 
 @pytest.mark.parametrize("name, data", [("v", 1.0), ("edm", 1.0), ("edm", 0.4)])
-def test_input_and_target_have_unit_variance_for_data_of_that_variance(name, data):
+def test_input_and_target_have_unit_variance(name, data):
     x0, noise = torch.randn(1, 3, 1, 200, 200) * data, torch.randn(1, 3, 1, 200, 200)
     level = NoiseLevel.from_alpha_sigma(torch.tensor([[0.6, 0.3, 1.0]]), torch.tensor([[0.8, 0.7, 20.0]]))
     objective = build_parameterization(name, SCHEDULE, data)
-    network_input = append_dims(objective.c_in(level), 5) * add_noise(x0, noise, level)
+    network_input = append_dims(objective.c_in(level), 5) * add_noise(x0 / data, noise, level)  # calibrated ones
     for values in (objective.target(x0, noise, level), network_input):
         torch.testing.assert_close(values.std(dim=(2, 3, 4)), torch.ones(1, 3), rtol=0, atol=0.02)
 

@@ -164,10 +164,13 @@ def test_flipped_bytes_of_the_weights_and_the_manifest_are_noticed(tmp_path):
             file.write_bytes(content)
 
 
-def test_a_newer_schema_is_not_mistaken_for_a_torn_one(store):
+@pytest.mark.parametrize(
+    "version, line", [(99, "99 is newer than this vidpred reads .*update"), (1, "1 is older .*train again")]
+)
+def test_another_schema_is_not_mistaken_for_a_torn_one(store, version, line):
     manifest = store.path(300) / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 2}))
-    with pytest.raises(UserError, match="newer"):
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": version}))
+    with pytest.raises(UserError, match=line):
         store.latest()
 
 

@@ -115,6 +115,17 @@ def test_an_unknown_frame_sees_two_given_ones_before_any_layer_mixes_frames():
         assert x.grad[0].abs().amax(dim=(1, 2, 3)).gt(0).tolist() == nearest
 
 
+def test_a_frame_knows_how_far_away_its_references_are():
+    """Without layers over time, which know the times of all frames."""
+    network, (x, code, given, times) = make(temporal_attention_levels=(), joint_attention_levels=()), inputs()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 1):
+            nn.init.zeros_(module.weight)
+    later = times + torch.tensor([0.0, 0.0, 0.0, 2.0])  # frames 0 and 1 are given
+    differs = (network(x, code, given, later) != network(x, code, given, times)).flatten(2).any(2)
+    assert differs.tolist() == [[False, False, False, True]] * 2
+
+
 def test_clips_of_a_batch_do_not_touch():
     network, arguments = make(), inputs(batch=3)
     together = network(*arguments)

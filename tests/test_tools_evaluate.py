@@ -129,6 +129,22 @@ def test_more_frames_than_a_window_have_a_report_too(workplace, evaluate, tmp_pa
     assert saved["run"]["window_frames"] == FRAMES
 
 
+def test_a_runs_longer_predictions_do_not_hinder_other_tasks(workplace, evaluate, tmp_path):
+    checkpoint = read_checkpoint(workplace / "runs" / "tiny")
+    checkpoint.config["evaluation"]["num_frames"] = FRAMES + 1
+    store = CheckpointStore(tmp_path / "long" / "checkpoints")
+    store.save(checkpoint.step, checkpoint.tensors, checkpoint.state, checkpoint.config, {})
+    arguments = ["--checkpoint", tmp_path / "long", "--task", "prediction", "infilling", "--steps", 1]
+    assert evaluate(*arguments, cwd=tmp_path)[0] == 0
+    results = (tmp_path / "long" / EVALUATION).glob("evaluation_*.json")
+    shapes = {task: sum(json.loads(file.read_text())["protocol"][key] for key in ("context_frames", "predicted_frames"))
+              for file in results for task in [file.stem.split("_")[1]]}  # fmt: skip
+    assert shapes == {"prediction": FRAMES + 1, "infilling": FRAMES}
+    code, _, errors = evaluate(*arguments, "--frames", FRAMES + 1, cwd=tmp_path)
+    assert code == 2 and "is of prediction alone" in errors[-1]
+    assert not any("clip/s" in line for line in errors), "refused before the work"
+
+
 def test_figures_are_equal_under_torchrun(workplace, evaluate, tmp_path):
     run = workplace / "runs" / "tiny"
     arguments = ["--checkpoint", run, "--task", "infilling", "--batch-size", 2, "--trajectories", 2]

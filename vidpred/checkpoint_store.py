@@ -29,7 +29,7 @@ from torch import Tensor
 
 from vidpred.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: networks see x itself, and not its difference to the nearest given frame
 MANIFEST = "manifest.json"
 STEP_FOLDER = re.compile(r"step_(\d{8,})")
 PLAIN_TYPES = (int, float, str, bool, type(None))
@@ -266,17 +266,19 @@ def _manifest(path: Path) -> tuple[int, dict[str, tuple[int, str]]]:
 
 
 def _incompleteness(path: Path) -> Optional[str]:
-    """Why a checkpoint directory is not complete, or None. UserError when a newer program wrote it."""
+    """Why a checkpoint directory is not complete, or None. UserError when a program of another version wrote it."""
     try:
         version, files = _manifest(path)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is damaged ({type(error).__name__}: {error})"
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        cure = "update vidpred" if newer else "train again, or use the vidpred that wrote it"
         raise UserError(
-            f"checkpoint {path}: schema version {version} is newer than this vidpred reads "
-            f"({SCHEMA_VERSION}); update vidpred"
+            f"checkpoint {path}: schema version {version} is {'newer' if newer else 'older'} than this vidpred reads "
+            f"({SCHEMA_VERSION}); {cure}"
         )
     for name, (size, _) in files.items():
         file = path / name

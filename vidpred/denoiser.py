@@ -29,7 +29,7 @@ class DenoisingLoss:
     per_frame: (B, T) mean over (C, H, W) of the squared error of the network's target, 0 where not scored.
     per_clip: (B,) mean of it over the scored frames.
     objective: (B,) the same with each frame weighted by its noise level: what training minimises.
-    output: (B, T, C, H, W) what the network returned, for range checks.
+    output: (B, T, C + motion channels, H, W) what the network returned, for range checks.
     """
 
     per_frame: Tensor
@@ -50,6 +50,8 @@ class Denoiser(nn.Module):
         motion: MotionCompensation = MotionCompensation(),
     ):
         super().__init__()
+        if motion.radius and not residual:
+            raise ValueError("motion moves what the residual is taken to; without residual it must have radius 0")
         self.network = network
         self.parameterization = parameterization
         self.residual = residual
@@ -68,9 +70,10 @@ class Denoiser(nn.Module):
         x (B, T, C, H, W) at `level` (B, T); given (B, T) bool; frame_times (B, T).
         """
         check_clip("x", x)
-        output, reference = self._predict(x, level, given, frame_times, condition)
+        output, reference = self._run_network(x, level, given, frame_times, condition)
+        prediction = output[:, :, : x.shape[2]]
         relative = x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference  # the noised x0 - m
-        return reference + self.parameterization.to_x0(relative, output, level)
+        return reference + self.parameterization.to_x0(relative, prediction, level)
 
     def loss(
         self,
@@ -90,21 +93,27 @@ class Denoiser(nn.Module):
         """
         scored = ~given if scored is None else scored
         x = add_noise(x0, noise, level)
-        output, reference = self._predict(x, level, given, frame_times, condition)
+        output, reference = self._run_network(x, level, given, frame_times, condition)
         target = self.parameterization.target(x0 - reference, noise, level)
-        per_frame = (output - target).square().mean(dim=(2, 3, 4)) * scored
+        per_frame = (output[:, :, : x.shape[2]] - target).square().mean(dim=(2, 3, 4)) * scored
         count = scored.sum(dim=1).clamp(min=1)
         objective = (self.weight(level).to(per_frame.dtype) * per_frame).sum(dim=1) / count
         return DenoisingLoss(per_frame, per_frame.sum(dim=1) / count, objective, output)
 
-    def _predict(self, x, level, given, frame_times, condition) -> tuple[Tensor, Tensor]:
-        """What the network predicts, and the reference m that it is relative to; both (B, T, C, H, W)."""
+    def _run_network(self, x, level, given, frame_times, condition) -> tuple[Tensor, Tensor]:
+        """All that the network returns, and the reference m (B, T, C, H, W) that its prediction is relative to."""
         scaled = append_dims(self.parameterization.c_in(level), x.ndim).to(x.dtype) * x
         output = self.network(scaled, level.code, given, frame_times, condition).to(x.dtype)
-        output, kernels = output.tensor_split([x.shape[2]], dim=2)
-        return output, self._reference(kernels, x, given, frame_times)
-
-    def _reference(self, kernels, x, given, frame_times) -> Tensor:
+        channels = x.shape[2]
+        if output.shape[2] != channels + self.motion.channels:
+            raise ValueError(
+                f"the network returned {output.shape[2]} channels; it was asked for {channels} of the latents and "
+                f"{self.motion.channels} of the motion"
+            )
+        if not self.residual:
+            return output, torch.zeros_like(x)
+        # Given frames may be slightly noised: their best linear estimate, which is x itself without noise.
+        estimate = append_dims(level.alpha / (level.alpha**2 + level.sigma**2), x.ndim).to(x.dtype) * x
         if self.motion.radius:
-            return self.motion(kernels, x, given, frame_times)
-        return reference_frames(x, given, frame_times) if self.residual else torch.zeros_like(x)
+            return output, self.motion(output[:, :, channels:], estimate, given, frame_times)
+        return output, reference_frames(estimate, given, frame_times)

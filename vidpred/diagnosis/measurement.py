@@ -1,7 +1,7 @@
 """The measurements of an examination; see `records` for what each figure means."""
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from vidpred import random_streams
 from vidpred.data import ClipBatch
 from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
-from vidpred.diffusion import NoiseLevel, StepReport, add_noise
+from vidpred.diffusion import MotionCompensation, NoiseLevel, StepReport, add_noise
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.tensor_ops import reference_frames
 
@@ -47,12 +47,22 @@ def sampling_steps(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed
     return trace.rows()
 
 
+def untrained_reference(denoiser: Any, latents: Tensor, clips: ClipBatch) -> Tensor:
+    """What an untrained network's prediction is relative to: the nearest given frame, a little blurred where kernels
+    move it."""
+    motion = getattr(denoiser, "motion", MotionCompensation())
+    if not motion.radius:
+        return reference_frames(latents, clips.given, clips.frame_times)
+    kernels = latents.new_zeros(*latents.shape[:2], motion.channels, *latents.shape[3:])
+    return motion(kernels, latents, clips.given, clips.frame_times)
+
+
 @torch.no_grad()
 def one_step_errors(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> list[LevelRow]:
     """The error of one call of the denoiser at ten levels, from pure noise to a tenth of the timesteps."""
     clips = clips.to(latents.device)
     unknown = ~clips.given
-    copied = reference_frames(latents, clips.given, clips.frame_times)
+    copied = untrained_reference(predictor.denoiser, latents, clips)
     zero, copy_last = _rms(latents[unknown]), _rms((latents - copied)[unknown])
     rows = []
     for t in predictor.schedule.timesteps(min(LEVELS, predictor.schedule.num_train_timesteps)):

@@ -19,13 +19,14 @@ class DiffusionConfig:
     """What the network outputs: the noise, the velocity, the clean latent, the velocity of rectified flow, or
     Karras' mixture of clean latent and noise."""
     residual: bool = True
-    """Predict the difference to the nearest given frame instead of the frame itself; eps is the same in both."""
+    """Predict the difference to the nearest given frame, moved or in place, instead of the frame itself; eps is the
+    same in both."""
     motion_radius: int = 0
     """Let the network move the given frames first, each position by up to this many latent positions, and predict
-    the difference to that; 0: they stay in place. 4 is a good number; the cost grows with its square."""
+    the difference to that; 0: they stay in place. 4 is a good number; time and memory (2 (2 r + 1)^2 values for each latent position) grow with its square."""
     sigma_data: float = 1.0
-    """Deviation of what the network learns, for the scale of its input, edm's mixture and edm's weight: 1 for
-    calibrated latents (0.5 in Karras' article on pixels), less for their differences."""
+    """Deviation of what the network learns, for edm's mixture and edm's weight: 1 for calibrated latents (0.5 in
+    Karras' article on pixels), less for their differences."""
     weight: LossWeightConfig = field(default_factory=LossWeightConfig)
     """How much each level counts in the loss."""
     levels: LevelConfig = field(default_factory=LevelConfig)
@@ -35,8 +36,8 @@ class DiffusionConfig:
         radius = f"diffusion.motion_radius: {self.motion_radius}"
         require(self.motion_radius >= 0, f"{radius} is not possible; use 0 (no motion) or more")
         if self.motion_radius:
-            require(self.residual, f"{radius} moves what the residual is taken to; set diffusion.residual to true")
+            require(self.residual, f"{radius} moves what the residual is to; set diffusion.residual to true")
             require(
                 self.parameterization != "eps",
-                f"{radius} would change nothing: in eps the moved frame cancels; choose v or x0, or set it to 0",
+                f"{radius} would change nothing: in eps the moved frame cancels; choose another parameterization, or set it to 0",
             )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vidpred.tensor_ops import append_dims, fold_frames, reference_frames, unfold_frames
 
-FRAMES = 2  # on a way between two given frames, both; in prediction what the first hides, the second may show
+FRAMES = 2  # between two given frames, both; in prediction what the last one hides, the one before it may show
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ class MotionCompensation:
     def __call__(self, logits: Tensor, x: Tensor, given: Tensor, frame_times: Tensor) -> Tensor:
         """The reference m of every unknown frame, (B, T, C, H, W); 0 at given frames and where none is given.
 
-        logits (B, T, `channels`, H, W), where zeros give the nearest frame half of the weight, in place;
-        x (B, T, C, H, W) with the given frames; given (B, T) bool; frame_times (B, T).
+        logits (B, T, `channels`, H, W), where zeros leave half of all weight in place, or more with one given
+        frame; x (B, T, C, H, W) with the given frames; given (B, T) bool; frame_times (B, T).
         """
         frames = reference_frames(x, given, frame_times, FRAMES)
-        logits = logits + self._stay(logits)
+        logits = logits + self._bias_to_no_motion(logits)
         second = logits.shape[2] // FRAMES  # a second frame that is not there has no weight
         missing = append_dims(given.sum(dim=1, keepdim=True) < FRAMES, 5)
         logits = torch.cat([logits[:, :, :second], logits[:, :, second:].masked_fill(missing, -math.inf)], dim=2)
         moved = self._convolve(fold_frames(logits).softmax(dim=1), fold_frames(frames))
         return unfold_frames(moved, len(x))
 
-    def _stay(self, logits: Tensor) -> Tensor:
-        """(channels, 1, 1): e to this power is the number of all other weights at the place of no motion."""
+    def _bias_to_no_motion(self, logits: Tensor) -> Tensor:
+        """(channels, 1, 1): 0 but for the nearest frame's own place, where e to its power is the number of the others."""
         middle = (2 * self.radius + 1) ** 2 // 2
         stay = torch.zeros_like(logits[0, 0, :, :1, :1])
         stay[middle] = math.log(self.channels - 1)
@@ -64,6 +64,6 @@ class MotionCompensation:
         steps = range(2 * self.radius + 1)
         neighbours = [frame[..., y : y + height, x : x + width] for frame in padded for y in steps for x in steps]
         moved = torch.zeros_like(neighbours[0])
-        for weight, neighbour in zip(kernels.unsqueeze(2).unbind(1), neighbours):
+        for weight, neighbour in zip(kernels.unsqueeze(2).unbind(1), neighbours, strict=True):
             moved = torch.addcmul(moved, weight, neighbour)
         return moved

@@ -43,8 +43,11 @@ class Parameterization(ABC):
         self.sigma_data = sigma_data
 
     def c_in(self, level: NoiseLevel) -> Tensor:
-        """1/m, which gives the network's input unit variance; 1 for VP levels and sigma_data 1."""
-        return 1 / torch.hypot(self.sigma_data * level.alpha, level.sigma)
+        """1/n, which gives noised calibrated latents unit variance; 1 for VP levels.
+
+        Not a function of sigma_data: the network sees the latents themselves also where it learns a difference.
+        """
+        return 1 / torch.hypot(level.alpha, level.sigma)
 
     @abstractmethod
     def c_skip(self, level: NoiseLevel) -> Tensor: ...
@@ -119,16 +122,18 @@ class PredictEdm(Parameterization):
     name = "edm"
 
     def c_skip(self, level: NoiseLevel) -> Tensor:
-        return level.alpha * (self.sigma_data * self.c_in(level)) ** 2
+        return level.alpha * (self.sigma_data / self._m(level)) ** 2
 
     def c_out(self, level: NoiseLevel) -> Tensor:
-        return level.sigma * self.sigma_data * self.c_in(level)
+        return level.sigma * self.sigma_data / self._m(level)
 
     def target(self, x0: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         # The table's quotient (x0 - c_skip x) / c_out, multiplied out: it would be 0/0 at sigma = 0.
-        c_in = self.c_in(level)
-        of_noise = -level.alpha * self.sigma_data * c_in
-        return _mix(of_noise, noise, level.sigma / self.sigma_data * c_in, x0)
+        m = self._m(level)
+        return _mix(-level.alpha * self.sigma_data / m, noise, level.sigma / self.sigma_data / m, x0)
+
+    def _m(self, level: NoiseLevel) -> Tensor:
+        return torch.hypot(self.sigma_data * level.alpha, level.sigma)
 
 
 def _mix(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:

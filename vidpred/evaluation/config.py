@@ -60,5 +60,8 @@ class EvaluationConfig:
                 raise UserError(f"evaluation.{key}: {value} is less than {least}; give a larger one")
 
     def clip_config(self, data: ClipConfig) -> ClipConfig:
-        """`data` with the number of frames of an evaluated clip."""
-        return data if self.num_frames is None else dataclasses.replace(data, num_frames=self.num_frames)
+        """`data` with the number of frames of an evaluated clip; items that are too short for it are left out."""
+        if self.num_frames is None:
+            return data
+        lenient = {"max_bad_fraction": 1.0} if hasattr(data, "max_bad_fraction") else {}
+        return dataclasses.replace(data, num_frames=self.num_frames, **lenient)

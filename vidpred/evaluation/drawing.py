@@ -12,7 +12,7 @@ from vidpred.prediction.predictor import NEXT_TRAJECTORY
 from vidpred.tensor_ops import append_dims, take_frames
 
 
-def draw(
+def predict_unknown(
     predictor: Predictor,
     task: TaskName,
     batch: ClipBatch,
@@ -23,8 +23,8 @@ def draw(
 ) -> Tensor:
     """The unknown frames, decoded and not yet rounded: float32 (B, H, C, h, w).
 
-    `latents` (B, T, C, h, w) of all frames; a clip's draw is its number in the split, so that its randomness does
-    not depend on batch and process. A prediction that is longer than a window of training is made window after window.
+    `latents` (B, T, C, h, w) of all frames. A clip's draw is its number in the split, so that its randomness does
+    not depend on batch and process. A prediction longer than a window of training is made window after window.
     """
     # The truth is taken out of the model's input, so that no fault of a sampler can leak it into the figures.
     known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)

@@ -18,7 +18,7 @@ from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data import DATASETS, ClipBatch, ClipConfig, ClipDataset, build_dataset, evaluation_batches
 from vidpred.evaluation.baselines import copy_nearest
 from vidpred.evaluation.config import EvaluationConfig
-from vidpred.evaluation.drawing import draw
+from vidpred.evaluation.drawing import predict_unknown
 from vidpred.evaluation.records import ClipScores
 from vidpred.evaluation.results import Evaluation
 from vidpred.metrics import psnr
@@ -131,7 +131,10 @@ class Retake:
         """uint8 (B, H, C, h, w) of each trajectory."""
         latents = self.predictor.encode(batch.frames)
         for trajectory in range(self._trajectories):
-            yield to_uint8(draw(self.predictor, self._task, batch, latents, trajectory, self.seed, self._steps))
+            frames = predict_unknown(
+                self.predictor, self._task, batch, latents, trajectory, self.seed, self._steps
+            )
+            yield to_uint8(frames)
 
 
 def _film(rank: str, scores: ClipScores, batch: ClipBatch, predictions: Tensor, b: int) -> ClipFilm:

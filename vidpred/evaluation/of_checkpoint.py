@@ -1,6 +1,5 @@
 """The evaluation of a checkpoint alone: its configuration says which clips, its tensors which model."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional, Sequence
 
@@ -76,15 +75,15 @@ def evaluate_checkpoint(
     predictor, config = predictor_from_checkpoint(checkpoint, device), checkpoint.config
     if not untrained_tasks:
         _require_trained(tasks, from_mapping(ConditioningConfig, config["conditioning"], "conditioning"))
-    changed = {**config.get("evaluation", {}), **(changes or {})}
-    settings = from_mapping(EvaluationConfig, changed, "evaluation")
-    data, run_seed = settings.clip_config(DATASETS.from_mapping(config["data"])), config.get("seed", 0)
-    dataset = build_dataset(data, split, run_seed)
+    run_seed = config.get("seed", 0)
+    settings = {task: _settings(config, changes or {}, task) for task in tasks}
+    data = DATASETS.from_mapping(config["data"])
+    datasets = {task: build_dataset(settings[task].clip_config(data), split, run_seed) for task in tasks}
     return (
         evaluate(
             predictor,
-            dataset,
-            dataclasses.replace(settings, task=task),
+            datasets[task],
+            settings[task],
             evaluation_roles(task, predictor.context_frames),
             seed=run_seed if seed is None else seed,
             trajectories=trajectories,
@@ -101,6 +100,14 @@ def evaluate_checkpoint(
         )
         for task, result in zip(tasks, results or [None] * len(tasks))
     )
+
+
+def _settings(config: dict[str, Any], changes: dict[str, Any], task: TaskName) -> EvaluationConfig:
+    """The run's settings with the changes, for one task."""
+    own = dict(config.get("evaluation", {}))
+    if task != "prediction":
+        own.pop("num_frames", None)  # of prediction alone, and the run's task may have been that
+    return from_mapping(EvaluationConfig, {**own, **changes, "task": task}, "evaluation")
 
 
 def _require_trained(tasks: Sequence[TaskName], conditioning: ConditioningConfig) -> None:

@@ -11,7 +11,7 @@ from vidpred.conditioning import TaskName, evaluation_roles
 from vidpred.data.clips import ClipBatch
 from vidpred.errors import UserError
 from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
-from vidpred.evaluation.drawing import draw
+from vidpred.evaluation.drawing import predict_unknown
 from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.records import LOWER_IS_BETTER, ClipSample, ClipScores
 from vidpred.evaluation.video_distance import clip_features, possible_views
@@ -198,7 +198,7 @@ def _truth(batch: ClipBatch) -> Tensor:
 
 def _predict(trial: Trial, batch: ClipBatch, latents: Tensor, count: int, trajectory: int) -> Tensor:
     """uint8 (B, H, C, h, w), of one trajectory; faults of the first `count` clips are noted."""
-    prediction = draw(
+    prediction = predict_unknown(
         trial.predictor, trial.task, batch, latents, trajectory, trial.seed, trial.num_inference_steps
     )
     _note_faults(trial, "prediction", prediction[:count], batch)

@@ -4,7 +4,8 @@
 
 The two nearest given frames lie beside every unknown one on the stem's channels: what was there, and how it
 moved, need not be carried there through time. Every block is modulated per frame by an embedding of the frame's
-noise code, of whether it is given, and of how far away in time these two are. The network knows nothing of alphas, sigmas, losses or samplers.
+noise code, of whether it is given, and of how far away in time these two are. The network knows nothing of alphas,
+sigmas, losses or samplers.
 """
 
 from functools import partial
@@ -28,6 +29,7 @@ from vidpred.networks.layers import (
     zero_init,
 )
 from vidpred.tensor_ops import append_dims, check_clip, fold_frames, reference_frames, unfold_frames
+
 
 class SpatioTemporalBlock(nn.Module):
     """A spatial and a temporal residual block, then attention (modules called with x and the frame times)."""
