@@ -5,9 +5,9 @@
     python tools/compare_objectives.py --training.batch_size 8          any key of the configuration, for all of them
 
 All have the quickstart's settings but for what an objective cannot have: eps neither a zero terminal SNR nor motion
-compensation, flow and edm a noise schedule of their own. Each combination is an ordinary training run below --out, with everything that a run leaves behind. Interrupted, the
-same command goes on where it stopped. All runs of one seed begin with the same weights and see the same clips in the
-same order.
+compensation, flow and edm a noise schedule of their own. Each combination is an ordinary training run below --out, with
+everything that a run leaves behind. Interrupted, the same command goes on where it stopped. All runs of one seed begin
+with the same weights and see the same clips in the same order.
 """
 
 import argparse
