@@ -65,7 +65,8 @@ def _evaluate(options: argparse.Namespace, stop: StopRequest) -> None:
     names = ["evaluation"] if len(tasks) == 1 else [f"evaluation_{task}" for task in tasks]
     files = [folder / f"{name}.json" for name in names]
     keys = {
-        "num_clips": options.clips, "num_frames": options.frames, "batch_size": options.batch_size, "lpips_net": options.lpips_net,
+        "num_clips": options.clips, "num_frames": options.frames, "batch_size": options.batch_size,
+        "lpips_net": options.lpips_net,
         "fvd_weights": options.fvd_weights, "skip_bad": options.skip_bad or None,
     }  # fmt: skip
     results = evaluate_checkpoint(

@@ -84,7 +84,8 @@ class Scene:
         diffusion = self.config.diffusion
         parameterization = build_parameterization(diffusion.parameterization, self.schedule, diffusion.sigma_data)
         return Predictor(
-            Denoiser(network, parameterization, residual, motion=self.motion(residual)), self.autoencoder, self.calibration, self.schedule,
+            Denoiser(network, parameterization, residual, motion=self.motion(residual)),
+            self.autoencoder, self.calibration, self.schedule,
             self.config.sampling, self.config.conditioning.context_frames, self.config.data.num_frames,
         )
 

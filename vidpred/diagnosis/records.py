@@ -33,8 +33,8 @@ class StepRow:
 class LevelRow:
     """The one-step error of x0 at one level, rms over the unknown frames, and that of two rules.
 
-    error: the model's, before clipping. zero: of predicting the mean of the data. copy_last: of repeating c, or of c as an
-    untrained network moves it.
+    error: the model's, before clipping. zero: of predicting the mean of the data. copy_last: of repeating
+    c, or of c as an untrained network moves it.
     """
 
     timestep: int

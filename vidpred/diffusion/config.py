@@ -23,7 +23,8 @@ class DiffusionConfig:
     same in both."""
     motion_radius: int = 0
     """Let the network move the given frames first, each position by up to this many latent positions, and predict
-    the difference to that; 0: they stay in place. 4 is a good number; time and memory (2 (2 r + 1)^2 values for each latent position) grow with its square."""
+    the difference to that; 0: they stay in place. 4 is a good number; time and memory grow with its square
+    (2 (2 r + 1)^2 values for each latent position)."""
     sigma_data: float = 1.0
     """Deviation of what the network learns, for edm's mixture and edm's weight: 1 for calibrated latents (0.5 in
     Karras' article on pixels), less for their differences."""
@@ -39,5 +40,6 @@ class DiffusionConfig:
             require(self.residual, f"{radius} moves what the residual is to; set diffusion.residual to true")
             require(
                 self.parameterization != "eps",
-                f"{radius} would change nothing: in eps the moved frame cancels; choose another parameterization, or set it to 0",
+                f"{radius} would change nothing: in eps the moved frame cancels; choose another parameterization, "
+                "or set it to 0",
             )

@@ -40,19 +40,18 @@ class MotionCompensation:
         frame; x (B, T, C, H, W) with the given frames; given (B, T) bool; frame_times (B, T).
         """
         frames = reference_frames(x, given, frame_times, FRAMES)
-        logits = logits + self._bias_to_no_motion(logits)
-        second = logits.shape[2] // FRAMES  # a second frame that is not there has no weight
-        missing = append_dims(given.sum(dim=1, keepdim=True) < FRAMES, 5)
-        logits = torch.cat([logits[:, :, :second], logits[:, :, second:].masked_fill(missing, -math.inf)], dim=2)
-        moved = self._convolve(fold_frames(logits).softmax(dim=1), fold_frames(frames))
+        kernels = (logits + append_dims(self._bias(given, logits.dtype)[:, None], 5)).softmax(dim=2)
+        moved = self._convolve(fold_frames(kernels), fold_frames(frames))
         return unfold_frames(moved, len(x))
 
-    def _bias_to_no_motion(self, logits: Tensor) -> Tensor:
-        """(channels, 1, 1): 0 but for the nearest frame's own place, where e to its power is the number of the others."""
-        middle = (2 * self.radius + 1) ** 2 // 2
-        stay = torch.zeros_like(logits[0, 0, :, :1, :1])
-        stay[middle] = math.log(self.channels - 1)
-        return stay
+    def _bias(self, given: Tensor, dtype: torch.dtype) -> Tensor:
+        """(B, channels) of the logits: at the nearest frame's own place e to its power is the number of the others; a
+        second frame that is not there has no weight."""
+        taps = self.channels // FRAMES
+        bias = torch.zeros(len(given), self.channels, dtype=dtype, device=given.device)
+        bias[:, taps // 2] = math.log(self.channels - 1)
+        bias[:, taps:].masked_fill_(given.sum(dim=1, keepdim=True) < FRAMES, -math.inf)
+        return bias
 
     def _convolve(self, kernels: Tensor, frames: Tensor) -> Tensor:
         """kernels (N, channels, H, W), frames (N, FRAMES * C, H, W) -> (N, C, H, W).

@@ -168,8 +168,9 @@ def retake_of_checkpoint(
     Every rank must call it: data may be prepared.
     """
     config = checkpoint.config
-    frames = protocol["context_frames"] + protocol["predicted_frames"]
-    data = dataclasses.replace(DATASETS.from_mapping(config["data"]), num_frames=frames)
+    data, frames = DATASETS.from_mapping(config["data"]), protocol["context_frames"] + protocol["predicted_frames"]
+    # The same items as were evaluated: those that are too short for longer clips were left out.
+    data = EvaluationConfig(num_frames=frames if frames != data.num_frames else None).clip_config(data)
     return Retake(
         predictor_from_checkpoint(checkpoint, device),
         build_dataset(data, protocol["split"], config.get("seed", 0)),

@@ -78,11 +78,13 @@ def evaluate_checkpoint(
     run_seed = config.get("seed", 0)
     settings = {task: _settings(config, changes or {}, task) for task in tasks}
     data = DATASETS.from_mapping(config["data"])
-    datasets = {task: build_dataset(settings[task].clip_config(data), split, run_seed) for task in tasks}
+    # Scanned once for all tasks whose clips are of one length.
+    lengths = {own.num_frames: own for own in settings.values()}
+    datasets = {n: build_dataset(own.clip_config(data), split, run_seed) for n, own in lengths.items()}
     return (
         evaluate(
             predictor,
-            datasets[task],
+            datasets[settings[task].num_frames],
             settings[task],
             evaluation_roles(task, predictor.context_frames),
             seed=run_seed if seed is None else seed,
