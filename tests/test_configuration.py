@@ -121,6 +121,12 @@ def test_resolved_is_plain_data_and_comes_back(write):
     assert config_from_resolved(resolved) == config
 
 
+def test_a_key_of_our_own_is_no_secret():
+    config = load_config(["--data.kind", "arrays", "--data.root", "/x", "--data.key", "frames"])
+    assert config.data.key == "frames"
+    assert config_from_resolved(config.resolved()) == config
+
+
 # What is refused -------------------------------------------------------------------------------------------
 
 

@@ -210,16 +210,17 @@ def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = 
 
 
 def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
-    """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
+    """UserError at the first key that is a bare section or not known, with the nearest known one, or that looks like a
+    secret. Keys of our own are none: data.key names the array in a file."""
     known = [key for key, _ in _known_keys(Config, sections)]
     for key in keys:
+        if key in known or key in ("help", "print_config"):
+            continue
         if SECRET.search(key):
             raise UserError(
                 f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
                 "by the service's own command or environment variable (WANDB_API_KEY)"
             )
-        if key in known or key in ("help", "print_config"):
-            continue
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key}: is a section of keys; set one of them, for example {inside[0]}")
