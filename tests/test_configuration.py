@@ -121,7 +121,7 @@ def test_resolved_is_plain_data_and_comes_back(write):
     assert config_from_resolved(resolved) == config
 
 
-def test_a_key_of_our_own_is_no_secret():
+def test_the_name_of_an_array_is_no_secret():
     config = load_config(["--data.kind", "arrays", "--data.root", "/x", "--data.key", "frames"])
     assert config.data.key == "frames"
     assert config_from_resolved(config.resolved()) == config
@@ -148,6 +148,8 @@ def test_a_key_of_our_own_is_no_secret():
         (["--wandb.api_key", "x"], "wandb.api_key: looks like a secret"),
         (["--wandb.token=x"], "wandb.token: looks like a secret"),
         (["--password", "x"], "(WANDB_API_KEY)"),
+        (["--wandb.key", "x"], "wandb.key: looks like a secret"),
+        (["--data.key", "x"], "data.key: looks like a secret"),  # shapes have no arrays
         # types
         (["--seed", "1.5"], "seed: '1.5' is not possible; give a whole number"),
         (["--training.learning_rate", "fast"], "training.learning_rate: 'fast' is not possible; give a num"),

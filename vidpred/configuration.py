@@ -210,17 +210,17 @@ def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = 
 
 
 def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
-    """UserError at the first key that is a bare section or not known, with the nearest known one, or that looks like a
-    secret. Keys of our own are none: data.key names the array in a file."""
+    """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
     known = [key for key, _ in _known_keys(Config, sections)]
     for key in keys:
-        if key in known or key in ("help", "print_config"):
-            continue
-        if SECRET.search(key):
+        # Known or not, a token is one; data.key alone names an array in a file.
+        if SECRET.search(key) and not (key == "data.key" and key in known):
             raise UserError(
                 f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
                 "by the service's own command or environment variable (WANDB_API_KEY)"
             )
+        if key in known or key in ("help", "print_config"):
+            continue
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:
             raise UserError(f"{key}: is a section of keys; set one of them, for example {inside[0]}")
