@@ -9,7 +9,7 @@ The same command again goes on where it stopped. `--help` explains every key, `-
 
 from pathlib import Path
 
-from vidpred.build import train
+from vidpred.assembly import train
 from vidpred.configuration import load_config
 from vidpred.errors import door
 

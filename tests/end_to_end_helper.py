@@ -12,7 +12,7 @@ import torch
 from distributed_helper import child_environment, kill_tree
 
 from vidpred import range_checks
-from vidpred.build import train
+from vidpred.assembly import train
 from vidpred.configuration import Config, load_config
 from vidpred.training import RunOutcome
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from vidpred.assembly import build_predictor, calibrate, open_subject
 from vidpred.autoencoders import build_autoencoder
-from vidpred.build import build_predictor, calibrate, open_subject
 from vidpred.checkpoint_store import CheckpointStore
 from vidpred.conditioning import prediction_roles
 from vidpred.configuration import load_config

@@ -11,7 +11,7 @@ from distributed_helper import run_torchrun, torchrun_command
 from end_to_end_helper import CONTEXT, FRAMES, cache, started, train_tiny, wait_until  # noqa: F401
 from evaluation_helper import save_stand_in
 
-import vidpred.build
+from vidpred.assembly import prediction_parts
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
 from vidpred.conditioning import TASKS
 from vidpred.data import ClipError
@@ -27,14 +27,14 @@ def workplace(tmp_path_factory, cache):  # noqa: F811
     """A folder with a run in it of one network for all tasks, and the splits that its training has read."""
     folder = tmp_path_factory.mktemp("workplace")
     (folder / "runs").mkdir()
-    splits, build = set(), vidpred.build.build_dataset
+    splits, build = set(), prediction_parts.build_dataset
 
     def watched(data, split, *others):
         splits.add(split)
         return build(data, split, *others)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vidpred.build, "build_dataset", watched)
+        patch.setattr(prediction_parts, "build_dataset", watched)
         train_tiny(folder / "runs", "--conditioning.scheme=random", "--data.num_test_clips=2")
     (folder / "splits.json").write_text(json.dumps(sorted(splits)))
     return folder

@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT))  # works where vidpred is cloned but not installed
 
 import torch  # noqa: E402
 
+from vidpred.assembly import build_predictor, calibrate  # noqa: E402
 from vidpred.autoencoders import build_autoencoder  # noqa: E402
-from vidpred.build import build_predictor, calibrate  # noqa: E402
 from vidpred.conditioning import evaluation_roles  # noqa: E402
 from vidpred.configuration import load_config  # noqa: E402
 from vidpred.data import build_dataset, evaluation_batches, evenly_spaced_clips  # noqa: E402

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from vidpred.build import train  # noqa: E402
+from vidpred.assembly import train  # noqa: E402
 from vidpred.configuration import Config, load_config  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402
 from vidpred.evaluation.statistics import half_width  # noqa: E402

@@ -13,7 +13,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # works where vidpred is cloned but not installed
 
-from vidpred.build import open_subject  # noqa: E402
+from vidpred.assembly import open_subject  # noqa: E402
 from vidpred.diagnosis import (  # noqa: E402
     examination_lines,
     examine,

@@ -26,7 +26,7 @@ from digit_detector import DigitDetector  # noqa: E402
 from rollout_figures import Behaviour, Digits, References, Scene, measure_references, roll_out  # noqa: E402
 from rollout_report import lines, save_plot, save_video  # noqa: E402
 
-from vidpred.build import open_subject  # noqa: E402
+from vidpred.assembly import open_subject  # noqa: E402
 from vidpred.data import ClipBatch, MovingDigitsConfig, ShapesConfig, digit_tracks  # noqa: E402
 from vidpred.diagnosis import Subject, results_folder, validation_clips, video_clip  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402

@@ -22,7 +22,7 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from vidpred.build import open_subject  # noqa: E402
+from vidpred.assembly import open_subject  # noqa: E402
 from vidpred.diagnosis import Subject, video_clip  # noqa: E402
 from vidpred.diffusion import SAMPLERS  # noqa: E402
 from vidpred.errors import UserError, door  # noqa: E402

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vidpred.assembly import calibrate
 from vidpred.autoencoders import build_autoencoder
-from vidpred.build import calibrate
 from vidpred.conditioning import prediction_roles
 from vidpred.configuration import Config, load_config
 from vidpred.data import ClipDataset, build_dataset, evaluation_batches, evenly_spaced_clips, training_loader

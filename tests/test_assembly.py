@@ -20,8 +20,8 @@ from end_to_end_helper import (
 )
 from torch import nn
 
+from vidpred.assembly import build_predictor, build_task, calibrate
 from vidpred.autoencoders import build_autoencoder
-from vidpred.build import build_predictor, build_task, calibrate
 from vidpred.checkpoint_store import read_checkpoint
 from vidpred.configuration import config_from_resolved, load_config
 from vidpred.data import Clip, ClipDataset, ClipError

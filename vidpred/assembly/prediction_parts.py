@@ -1,76 +1,32 @@
-"""From a configuration to a training run: parts are built here, by name, and put together once.
+"""The parts of a video prediction run, built by name.
 
-    folder and checks -> data -> autoencoder and its check -> latent calibration -> predictor -> task -> trainer
+    data -> autoencoder and its check -> latent calibration -> predictor -> task
 """
 
 import contextlib
 import logging
 from pathlib import Path
-from typing import Any, Iterator
 
 import torch
-import yaml
 
-from vidpred import distributed, random_streams, range_checks
+from vidpred import distributed, random_streams
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
-from vidpred.checkpoint_store import Checkpoint, CheckpointStore, newest_run, read_checkpoint
+from vidpred.checkpoint_store import Checkpoint, read_checkpoint
 from vidpred.conditioning import evaluation_roles, trained_tasks, training_roles
-from vidpred.configuration import Config, load_config
+from vidpred.configuration import Config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
-from vidpred.diagnosis import Subject, subject_from_checkpoint
 from vidpred.diffusion import MotionCompensation, NoiseSchedule, build_levels, build_parameterization, build_weight
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, evaluate
 from vidpred.networks import build_network
 from vidpred.prediction import LatentCalibration, Predictor, measure_calibration
-from vidpred.training import (
-    RunOutcome,
-    Trainer,
-    build_loggers,
-    latest_checkpoint,
-    load_weights,
-    setup_console,
-)
+from vidpred.training import load_weights
 from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_CLIPS = 64
-# Of the default preset, as much as an untrained model needs to be looked at: rendering more would take longer.
-FEW_CLIPS = ["--data.num_clips=64", "--data.num_val_clips=16", "--data.num_test_clips=1"]
-
-# Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
-FIXED_KEYS = (
-    "data", "autoencoder", "network", "conditioning", "diffusion", "seed", "init_from", "overfit_one_batch",
-    "training.batch_size",  # running draw numbers are counted in batches
-)
-FREE_KEYS = (
-    "data.root", "data.num_workers", "data.decode_timeout", "data.cache", "data.max_bad_fraction",
-    "autoencoder.frames_per_chunk", "autoencoder.half", "autoencoder.min_psnr", "network.activation_checkpointing",
-)
-
-
-def train(config: Config) -> RunOutcome:
-    """Trains, or goes on with, the run that `config` names; every process of torchrun calls it."""
-    with distributed.process_group(config.device) as device:
-        setup_console()
-        range_checks.reset()
-        config.training.micro_batch_size(distributed.world_size())  # refused here, before any data is touched
-        folder = Path(config.runs_dir) / config.name
-        store = CheckpointStore(folder / "checkpoints")
-        checkpoint = latest_checkpoint(store)
-        if checkpoint is not None:
-            _require_same_run(config, checkpoint)
-        _save_resolved(config, folder)
-        task = build_task(config, folder, device, checkpoint)
-        resolved, step = config.resolved(), checkpoint.step if checkpoint else 0
-        loggers = build_loggers(config.logging, config.wandb, folder, config.name, resolved, step)
-        trainer = Trainer(
-            task, config.training, store, loggers, device,
-            run_folder=folder, resolved=resolved, seed=config.seed, resume_from=checkpoint,
-        )
-        return trainer.run()
 
 
 def build_task(config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> VideoPredictionTask:
@@ -146,27 +102,6 @@ def build_predictor(
     )
 
 
-def open_subject(checkpoint: Path | None, preset: Path, device: str = "auto") -> Subject:
-    """The model that a tool examines: `checkpoint`, else the newest run under runs/, else `preset` untrained.
-
-    `preset` is a configuration file of rendered shapes. Raises UserError.
-    """
-    path = checkpoint or newest_run("runs")
-    if path is not None:
-        return subject_from_checkpoint(path, device)
-    config = load_config(FEW_CLIPS, preset)
-    chosen = distributed.choose_device(device)
-    autoencoder = build_autoencoder(config.autoencoder).to(chosen)
-    calibration = calibrate(config, build_dataset(config.data, "train", config.seed), autoencoder, chosen)
-    predictor = build_predictor(config, autoencoder, calibration, chosen)
-    predictor.denoiser.eval().requires_grad_(False)
-    return Subject(
-        title=f"untrained model of {preset.name} (no run under {Path('runs').absolute()})",
-        predictor=predictor, weights=predictor.denoiser.network.state_dict(), averaged=None, ema_updates=None,
-        data=config.data, conditioning=config.conditioning, seed=config.seed, folder=Path.cwd(), name="untrained",
-    )
-
-
 def calibrate(
     config: Config, dataset: ClipDataset, autoencoder: Autoencoder, device: torch.device
 ) -> LatentCalibration:
@@ -203,34 +138,3 @@ def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
                 f"data.{key}: {size} is not a multiple of the autoencoder's down factor {factor}; "
                 f"choose {max(size // factor, 1) * factor}"
             )
-
-
-def _require_same_run(config: Config, checkpoint: Checkpoint) -> None:
-    """A resume must be of the same model and data; the length, the rates and the rhythms may change."""
-    before, now = (_identity(values) for values in (checkpoint.config, config.resolved()))
-    for key in sorted(before.keys() & now.keys()):  # a key that one of them lacks is of another version
-        if before[key] != now[key]:
-            raise UserError(
-                f"{key}: is {now[key]}, but the run in {checkpoint.path.parents[1]} was started with "
-                f"{before[key]}; give the old value to go on, or another --name for a new run"
-            )
-
-
-def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
-    """What must not change within a run, by dotted key."""
-    fixed = {key: value for key, value in _flat(resolved) if key.startswith(FIXED_KEYS)}
-    return {key: value for key, value in fixed.items() if key not in FREE_KEYS}
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _save_resolved(config: Config, folder: Path) -> None:
-    if distributed.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")
