@@ -39,6 +39,7 @@ class ArraysConfig(FolderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.source_fps > 0, "source_fps", f"{self.source_fps} is not possible; set a positive rate")
+        require(not self.actions, "actions", "side files of arrays cannot be told from the arrays; use frame_folder")
         letters = set(self.layout)
         valid = letters <= set("NTCHW") and letters >= set("THW") and len(letters) == len(self.layout)
         require(

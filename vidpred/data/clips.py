@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidpred.conditions import ClipConditions, ConditionBatch
 from vidpred.frame_roles import GIVEN
 
 
@@ -24,6 +25,7 @@ class Clip:
     frames: Tensor  # (T, C, H, W) uint8, of any strides
     frame_times: Tensor  # (T,) float32
     name: str
+    conditions: Optional[ClipConditions] = None
 
 
 @dataclass
@@ -35,6 +37,7 @@ class ClipBatch:
     frame_times: Tensor  # (B, T) float32
     draws: Tensor  # (B,) int64
     names: list[str]
+    conditions: Optional[ConditionBatch] = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "ClipBatch":
         return ClipBatch(
@@ -43,6 +46,7 @@ class ClipBatch:
             self.frame_times.to(device, non_blocking=non_blocking),
             self.draws.to(device, non_blocking=non_blocking),
             self.names,
+            self.conditions and self.conditions.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "ClipBatch":
@@ -52,7 +56,15 @@ class ClipBatch:
             self.frame_times.pin_memory(),
             self.draws.pin_memory(),
             self.names,
+            self.conditions and self.conditions.pin_memory(),
         )
+
+    def first(self, count: int) -> "ClipBatch":
+        """The first `count` clips."""
+        return ClipBatch(
+            self.frames[:count], self.roles[:count], self.frame_times[:count], self.draws[:count], self.names[:count],
+            self.conditions and self.conditions.rows(range(count)),
+        )  # fmt: skip
 
     @property
     def given(self) -> Tensor:
@@ -64,10 +76,11 @@ class ClipBatch:
 
     def __getstate__(self) -> tuple:
         # From a worker, every tensor travels as a file descriptor of its own; that pays for the pixels alone.
-        return self.frames, self.roles.numpy(), self.frame_times.numpy(), self.draws.numpy(), self.names
+        small = (values.numpy() for values in (self.roles, self.frame_times, self.draws))
+        return self.frames, *small, self.names, self.conditions
 
     def __setstate__(self, state: tuple) -> None:
-        self.frames, *small, self.names = state
+        self.frames, *small, self.names, self.conditions = state
         self.roles, self.frame_times, self.draws = map(torch.from_numpy, small)
 
 
@@ -82,6 +95,12 @@ class ClipDataset(abc.ABC):
     may_hang: bool = False
     """Whether reading a clip can hang or crash, as video decoders do. Such clips are validated and evaluated
     from processes of their own, even with data.num_workers 0."""
+    class_names: tuple[str, ...] = ()
+    """The classes of the clips of all splits, sorted; empty where clips have none."""
+    has_text: bool = False
+    """Whether every clip comes with a text."""
+    action_size: int = 0
+    """The length of the action vector of every frame; 0 where clips have none."""
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -128,4 +147,5 @@ def collate(clips: list[Clip], roles: np.ndarray, draws: list[int]) -> ClipBatch
         frame_times=torch.stack([clip.frame_times for clip in clips]),
         draws=torch.tensor(draws, dtype=torch.int64),
         names=[clip.name for clip in clips],
+        conditions=ConditionBatch.stack([clip.conditions for clip in clips]),
     )

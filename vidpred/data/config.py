@@ -112,6 +112,15 @@ class FolderConfig(ClipConfig):
     scan: Literal["full", "quick"] = "full"
     """full decodes every file once and so finds every damage; quick decodes a few places of each file, for
     collections that are too large for that. Either is done once and remembered by size and date."""
+    classes: Literal["none", "folders"] = "none"
+    """folders: a clip's class is the name of the folder that holds its file: the first one below root, or below
+    the split's folder."""
+    captions: Literal["none", "metadata", "text_files"] = "none"
+    """The text of each item. metadata: root/metadata.jsonl, a line such as {"file_name": "a.mp4", "text": "a dog"}
+    for each. text_files: a .txt beside it, of its name (for a folder of frames: FOLDER.txt)."""
+    actions: bool = False
+    """An action for each frame: NAME.npy, NAME.npz (one array) or NAME.csv beside NAME.mp4, (frames, A) numbers; row i is
+    what is done between frames i - 1 and i. Of frames that a clip skips the actions are added up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,9 +130,18 @@ class FolderConfig(ClipConfig):
             )
         total = self.val_fraction + self.test_fraction
         require(total < 1, "val_fraction", f"val and test together are {total}: nothing is left to train on")
-        for key, known in (("split_by", ("auto", "hash", "folders", "lists")), ("scan", ("full", "quick"))):
+        choices = {
+            "split_by": ("auto", "hash", "folders", "lists"),
+            "scan": ("full", "quick"),
+            "classes": ("none", "folders"),
+            "captions": ("none", "metadata", "text_files"),
+        }
+        for key, known in choices.items():
             value = getattr(self, key)
             require(value in known, key, f"'{value}' is not known; choose one of {', '.join(known)}")
+        require(
+            not (self.actions and self.flip), "flip", "a mirrored clip does not follow its actions; leave it false"
+        )
 
     def root_folder(self) -> Path:
         """The absolute root, which must exist."""

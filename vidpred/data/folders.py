@@ -11,6 +11,7 @@ from typing import Callable
 from vidpred import distributed
 from vidpred.data.clips import ClipError
 from vidpred.data.config import SPLITS, FolderConfig
+from vidpred.data.item_conditions import find_conditions
 from vidpred.data.scan import Probe, ScanResult, scan
 from vidpred.data.selection import ClipRejected, allowed_starts
 from vidpred.data.source_dataset import SourceDataset
@@ -123,7 +124,8 @@ def build_split(
     """Scans the files (or folders) `names`, and makes the data set of `split` out of the usable ones.
 
     With `by_source` the hash divides the sources inside files, not the files. The data set's attribute
-    `report` is the DataReport of all splits. Raises UnusableData.
+    `report` is the DataReport of all splits. Raises UnusableData, and UserError where an item lacks a condition
+    that the configuration asks for.
     """
     root = config.root_folder()
     # Splitting before looking inside: a file that turns bad moves no other one.
@@ -137,6 +139,10 @@ def build_split(
     _check_bad_fraction(report, config.max_bad_fraction)
     dataset = make(f"{root.name} ({split})", report.sources[split])
     dataset.report = report
+    every = [source for sources in report.sources.values() for source in sources]
+    conditions = find_conditions(root, config, every, split_method(names, config) == "folders")
+    if conditions is not None:
+        dataset.add_conditions(conditions)
     return dataset
 
 

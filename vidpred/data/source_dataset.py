@@ -8,6 +8,7 @@ import torch
 
 from vidpred.data.clips import Clip, ClipDataset, ClipError
 from vidpred.data.config import ClipConfig
+from vidpred.data.item_conditions import ItemConditions
 from vidpred.data.selection import disjoint_starts, starts_by_stride
 from vidpred.data.sources import Source, window
 from vidpred.data.transforms import decoding_size, transform
@@ -17,6 +18,8 @@ class SourceDataset(ClipDataset):
     """Clips cut from sources; a kind adds how frames of a source are read."""
 
     report: Any = None
+    conditions: Optional[ItemConditions] = None
+    """What the items are besides their frames; None where nothing is known of them."""
 
     def __init__(self, name: str, sources: list[Source], config: ClipConfig):
         self.name = name
@@ -30,6 +33,13 @@ class SourceDataset(ClipDataset):
         `size` (h, w) is what a reader that can shrink frames as it decodes should return; others, and all where
         it is None, return the source's own size.
         """
+
+    def add_conditions(self, conditions: ItemConditions) -> None:
+        """From now on clips come with these."""
+        self.conditions = conditions
+        self.class_names = conditions.class_names
+        self.has_text = conditions.texts is not None
+        self.action_size = conditions.action_size
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -63,4 +73,5 @@ class SourceDataset(ClipDataset):
         size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
         frames = self.read(source, indices, size)
         pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)
-        return Clip(frames=pixels, frame_times=torch.from_numpy(times), name=source.name)
+        conditions = self.conditions and self.conditions.of(source, indices)
+        return Clip(pixels, torch.from_numpy(times), source.name, conditions)

@@ -148,7 +148,4 @@ def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBat
     read = list(batches)
     kept = sum(int(valid.sum()) for _, valid in read)
     require_half(kept, batches.dropped, dataset)
-    batch, real = read[0][0], slice(kept)  # the rows after `kept` are padding
-    return ClipBatch(
-        batch.frames[real], batch.roles[real], batch.frame_times[real], batch.draws[real], batch.names[real]
-    )
+    return read[0][0].first(kept)  # the rows after them are padding
