@@ -119,7 +119,7 @@ def test_a_task_is_trained_where_its_roles_are_drawn(changes, trained):
      (dict(scheme={"prediction": 0.5, "random": 0.4}), "must be 0 or more and add up to 1"),
      (dict(scheme={"prediction": 1.5, "random": -0.5}), "must be 0 or more and add up to 1"),
      (dict(scheme={}), "must be 0 or more and add up to 1"),
-     (dict(context_frames=0), "conditioning.context_frames: 0 must be 1 or more"),
+     (dict(context_frames=-1), "conditioning.context_frames: -1 must be 0 \\(none is given\\) or more"),
      (dict(min_context_frames=5), "conditioning.min_context_frames: 5 must be from 0 to context_frames"),
      (dict(history_dropout=1.5), "conditioning.history_dropout: 1.5 must be in"),
      (dict(context_noise=-0.1), "conditioning.context_noise: -0.1 must be in")],
@@ -127,3 +127,13 @@ def test_a_task_is_trained_where_its_roles_are_drawn(changes, trained):
 def test_impossible_conditioning_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         ConditioningConfig(**changes)
+
+
+@pytest.mark.parametrize("scheme", ["prediction", "unconditional", "diffusion_forcing"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_without_given_frames_everything_is_generated(scheme, frames):
+    config = ConditioningConfig(scheme=scheme, context_frames=0)
+    roles = training_roles(config)(np.random.default_rng(0), frames)
+    assert set(roles) == {FREE if scheme == "diffusion_forcing" else UNKNOWN} and len(roles) == frames
+    assert trained_tasks(config) == ("unconditional",)
+    assert trained_tasks(ConditioningConfig(scheme="random", context_frames=0)) == TASKS

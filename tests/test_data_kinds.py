@@ -271,7 +271,7 @@ def test_folders_of_frames_that_cannot_be_used(tmp_path):
         "frame_9.png is 10x10, others 64x48" in problems["sizes"]
         and "'cover.png' has no number" in problems["names"]
     )
-    assert "same number" in problems["twice"] and "frame_2.png cannot be read" in problems["damaged"]
+    assert "same number" in problems["twice"] and "frame_2.png is not a picture" in problems["damaged"]
 
 
 def test_selection_of_folders_of_frames(tmp_path):

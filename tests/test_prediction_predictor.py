@@ -213,8 +213,8 @@ def test_bad_input_is_named(frames, num_frames, message):
         make(follow_the_noise).predict(frames, num_frames)
 
 
-@pytest.mark.parametrize("context, horizon", [(0, 5), (5, 5)])
-def test_a_predictor_needs_given_and_unknown_frames(context, horizon):
+@pytest.mark.parametrize("context, horizon", [(-1, 5), (5, 5)])
+def test_a_predictor_needs_unknown_frames(context, horizon):
     p = make(follow_the_noise)
     with pytest.raises(UserError, match="context_frames"):
         Predictor(p.denoiser, p.autoencoder, p.calibration, p.schedule, p.sampling, context, horizon)
@@ -310,3 +310,25 @@ def test_filling_tells_the_network_when_frames_are():
     assert torch.equal(frame_times, times.expand(2, -1)) and given.tolist() == [[True, False, True, False]] * 2
     with pytest.raises(UserError, match=r"given: expected .*\(4,\).* values, got \(3,\)"):
         make(denoiser).fill(frames, torch.ones(3).bool())
+
+
+def generator(num_frames, denoiser=follow_the_noise):
+    predictor = make(denoiser)
+    arguments = (predictor.denoiser, predictor.autoencoder, predictor.calibration, predictor.schedule, predictor.sampling)
+    return Predictor(*arguments, 0, num_frames)
+
+
+def test_a_model_without_context_continues_from_nothing():
+    nothing = torch.empty(3, 0, 3, 16, 24, dtype=torch.uint8)
+    one, clip = generator(1), generator(5)
+    pictures = one.predict(nothing, 1, seed=4)
+    assert pictures.shape == (3, 1, 3, 16, 24) and len({picture.numpy().tobytes() for picture in pictures}) == 3
+    assert torch.equal(pictures[1:], one.predict(nothing[1:], 1, seed=4, draws=torch.tensor([1, 2])))
+    assert one.predict(nothing[0], 1, trajectories=2).shape == (2, 1, 3, 16, 24)
+    # What is in the frames that it is handed plays no part, and a clip is what `fill` makes with no frame given.
+    assert torch.equal(one.predict(flat_clip(3), 1, seed=4), pictures)
+    unknown = torch.zeros(5, dtype=torch.bool)
+    assert torch.equal(clip.predict(nothing, 5, 2)[0], clip.fill(flat_clip(1, 5)[0], unknown, 2))
+    assert torch.equal(clip.predict(nothing, 3, 2), clip.predict(nothing, 5, 2)[:, :3])
+    with pytest.raises(UserError, match="num_frames: 6 is more than the 5 frames that this model generates"):
+        clip.predict(nothing, 6)

@@ -57,8 +57,9 @@ def main() -> int:
 
 
 def _evaluate(options: argparse.Namespace, stop: StopRequest) -> None:
-    tasks = list(dict.fromkeys(options.task))
     checkpoint, chosen = choose_checkpoint(options.checkpoint, options.best)
+    generates = checkpoint.config.get("conditioning", {}).get("context_frames") == 0
+    tasks = list(dict.fromkeys(options.task or ["unconditional" if generates else "prediction"]))
     folder = options.out or (
         checkpoint.run_folder / "evaluation" / f"{options.split}_step_{checkpoint.step:08d}"
     )
@@ -123,7 +124,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--best", action="store_true", help="of a run the best checkpoint by validation loss, not the newest"
     )
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=["prediction"], help="one or several")
+    parser.add_argument(
+        "--task", nargs="+", choices=TASKS,
+        help="one or several (prediction; unconditional of a model that is given no frame)",
+    )  # fmt: skip
     parser.add_argument(
         "--anyway", action="store_true",
         help="also tasks that it was never trained for; with --compare, also results of different protocols",

@@ -36,6 +36,8 @@ from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
 
 REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS}
 SMALLEST_FRAME = 11  # the window of SSIM
+# Of an evaluated clip; of prediction given ones.
+LEAST_FRAMES = {"prediction": 1, "interpolation": 3, "infilling": 2, "unconditional": 1}
 DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet"}
 SECRET = re.compile(r"(^|[._])(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 
@@ -78,6 +80,14 @@ class Config:
             raise UserError(
                 f"conditioning.context_frames: {context} given frames leave nothing to predict in a clip of "
                 f"data.num_frames {frames}; lower the one or raise the other"
+            )
+        task = self.evaluation.task
+        given = task == "prediction"
+        key, there = ("conditioning.context_frames", context) if given else ("data.num_frames", frames)
+        if there < LEAST_FRAMES[task]:
+            raise UserError(
+                f"evaluation.task: {task} needs {LEAST_FRAMES[task]} or more, and {key} is {there}; raise it, or set "
+                "evaluation.task to unconditional"
             )
         if min(self.data.height, self.data.width) < SMALLEST_FRAME:
             raise UserError(

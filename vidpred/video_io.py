@@ -5,6 +5,7 @@ then renamed, so a reader never meets half of one.
 """
 
 import contextlib
+import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -186,6 +187,17 @@ def save_clip_panels(
     write_gif(paths[1], moving, fps)
     write_video(paths[2], moving, fps)
     return paths
+
+
+def save_grid(path: PathLike, pictures: Tensor) -> list[Path]:
+    """Writes all `pictures`, uint8 (N, C, H, W), into one PNG, row by row in a square; [its path]."""
+    _check_frames(pictures)
+    tiles: list[Optional[np.ndarray]] = _tiles(pictures.cpu())
+    columns = math.ceil(math.sqrt(len(tiles)))
+    tiles += [None] * (-len(tiles) % columns)
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    write_png(path, _as_tensor(_grid(rows, NO_COLOUR)))
+    return [Path(path)]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ class ConditioningConfig:
     unconditional: none. diffusion_forcing: the first few or none, each other frame at a noise level of its own.
     Or several with their probabilities, such as {prediction: 0.5, random: 0.5}."""
     context_frames: int = 4
-    """Number of first frames that are given."""
+    """Number of first frames that are given; 0: none, as for images."""
     min_context_frames: Optional[int] = None
     """Where set, the number of given frames varies from clip to clip, from this one to context_frames."""
     history_dropout: float = 0.0
@@ -32,8 +32,8 @@ class ConditioningConfig:
     noise), and the network is told; then predictions can be stabilised by sampling.context_noise."""
 
     def __post_init__(self) -> None:
-        if self.context_frames < 1:
-            raise UserError(f"conditioning.context_frames: {self.context_frames} must be 1 or more")
+        if self.context_frames < 0:
+            raise UserError(f"conditioning.context_frames: {self.context_frames} must be 0 (none is given) or more")
         fewest = self.min_context_frames
         if fewest is not None and not 0 <= fewest <= self.context_frames:
             raise UserError(

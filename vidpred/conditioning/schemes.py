@@ -29,6 +29,8 @@ def trained_tasks(config: ConditioningConfig) -> tuple[str, ...]:
     """The tasks whose roles occur among those of training clips, in the order of TASKS."""
     schemes = [scheme for scheme, probability in config.mixture().items() if probability > 0]
     trained = {task for scheme in schemes for task in _TRAINS[scheme]}
+    if config.context_frames == 0 and "random" not in schemes:
+        trained = {"unconditional"}
     if "prediction" in schemes and config.min_context_frames == 0:
         trained.add("unconditional")
     return tuple(task for task in TASKS if task in trained)

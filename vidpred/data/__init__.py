@@ -5,6 +5,7 @@ from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError
 from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_dataset
 from vidpred.data.evaluation_batches import evaluation_batches, evenly_spaced_clips, require_half
 from vidpred.data.frame_folder import FrameFolderConfig
+from vidpred.data.image_folder import ImageFolderConfig
 from vidpred.data.item_conditions import read_actions, read_metadata
 from vidpred.data.loading import ClipLoader, sample_clips, training_loader
 from vidpred.data.moving_digits import DigitTracks, MovingDigitsConfig, digit_tracks
@@ -23,6 +24,7 @@ __all__ = [
     "DigitTracks",
     "FolderConfig",
     "FrameFolderConfig",
+    "ImageFolderConfig",
     "MovingDigitsConfig",
     "ShapesConfig",
     "VideoFolderConfig",

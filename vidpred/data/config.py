@@ -23,7 +23,7 @@ class ClipConfig:
     """Fields of every kind of data: how a clip is cut from an item."""
 
     kind: str = "clips"
-    """Which kind of data: video_folder, frame_folder, arrays, shapes, moving_digits, or one that you
+    """Which kind of data: video_folder, frame_folder, arrays, image_folder, shapes, moving_digits, or one that you
     registered."""
     num_frames: int = 16
     """Frames in a clip, context and prediction together."""

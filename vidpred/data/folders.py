@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Optional
 
 from vidpred import distributed
 from vidpred.data.clips import ClipError
@@ -120,12 +120,15 @@ def build_split(
     variant: str,
     make: Callable[[str, list[Source]], SourceDataset],
     by_source: bool = False,
+    require_usable: Optional[Callable[[Source, str], Any]] = None,
+    missing: Optional[dict[str, str]] = None,
 ) -> SourceDataset:
     """Scans the files (or folders) `names`, and makes the data set of `split` out of the usable ones.
 
-    With `by_source` the hash divides the sources inside files, not the files. The data set's attribute
-    `report` is the DataReport of all splits. Raises UnusableData, and UserError where an item lacks a condition
-    that the configuration asks for.
+    With `by_source` the hash divides the sources inside files, not the files. `require_usable(source, its split)`
+    raises ClipError or ClipRejected, in place of the check that the source holds a clip. `missing`: items that should
+    be there and are not, with the reason. The data set's attribute `report` is the DataReport of all splits. Raises
+    UnusableData, and UserError where an item lacks a condition that the configuration asks for.
     """
     root = config.root_folder()
     # Splitting before looking inside: a file that turns bad moves no other one.
@@ -135,7 +138,8 @@ def build_split(
     by_name = {source.name: splits[name] for name in result.sources for source in result.sources[name]}
     if by_source and split_method(names, config) == "hash":
         by_name = split_by_hash(sorted(by_name), config)
-    report = _judge(config, root, len(wanted), by_name, result, ignored)
+    result.problems |= missing or {}
+    report = _judge(require_usable or (lambda source, split: allowed_starts(source, config)), root, len(wanted), by_name, result, ignored)
     _check_bad_fraction(report, config.max_bad_fraction)
     dataset = make(f"{root.name} ({split})", report.sources[split])
     dataset.report = report
@@ -147,7 +151,7 @@ def build_split(
 
 
 def _judge(
-    config: FolderConfig,
+    require_usable: Callable[[Source, str], Any],
     root: Path,
     files: int,
     splits: dict[str, str],
@@ -159,7 +163,7 @@ def _judge(
     for sources in result.sources.values():
         for source in sources:
             try:
-                allowed_starts(source, config)
+                require_usable(source, splits[source.name])
             except ClipRejected as reason:
                 report.rejected[source.name] = str(reason)
             except ClipError as reason:

@@ -12,12 +12,11 @@ import numpy as np
 from vidpred.data.clips import ClipError
 from vidpred.data.config import DATASETS, FolderConfig, require
 from vidpred.data.folders import build_split, find_files
+from vidpred.data.picture_files import EXTENSIONS, read_picture
 from vidpred.data.probing import Thumbnails
 from vidpred.data.selection import needs_changes
 from vidpred.data.source_dataset import SourceDataset
 from vidpred.data.sources import Source
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass
@@ -49,15 +48,12 @@ def numbered_pictures(folder: Path) -> list[str]:
     return ordered
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB. Raises ClipError."""
-    from PIL import Image, UnidentifiedImageError
-
+def _read(folder: Path, name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB. Raises ClipError with the picture's name."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ClipError(f"{path.name} cannot be read: {error}") from error
+        return read_picture(folder / name)
+    except ClipError as error:
+        raise ClipError(f"{name} {error}") from error
 
 
 class FrameFolder(SourceDataset):
@@ -70,7 +66,7 @@ class FrameFolder(SourceDataset):
         pictures = numbered_pictures(folder)
         if len(pictures) != source.frames:
             raise ClipError(f"has {len(pictures)} pictures, the scan counted {source.frames}")
-        frames = [read_picture(folder / pictures[index]) for index in indices]
+        frames = [_read(folder, pictures[index]) for index in indices]
         if any(frame.shape != (source.height, source.width, 3) for frame in frames):
             raise ClipError("its pictures differ in size")
         return np.stack(frames)
@@ -86,7 +82,7 @@ def probe_folder(
     thumbnails, size = Thumbnails(), None
     for index in sorted(wanted):
         alive()
-        frame = read_picture(root / name / pictures[index])
+        frame = _read(root / name, pictures[index])
         if size not in (None, frame.shape):
             raise ClipError(
                 f"{pictures[index]} is {frame.shape[1]}x{frame.shape[0]}, others {size[1]}x{size[0]}"
@@ -118,5 +114,5 @@ def build_frame_folder(config: FrameFolderConfig, split: str, seed: int) -> Fram
     def make(name: str, sources: list[Source]) -> FrameFolder:
         return FrameFolder(name, sources, config, root)
 
-    variant = f"frames {config.scan} {changes} {config.source_fps}"
+    variant = f"frames 2 {config.scan} {changes} {config.source_fps}"
     return build_split(config, split, folders, ignored, probe, variant, make)

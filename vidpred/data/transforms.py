@@ -33,14 +33,18 @@ def crop_window(
     out_width: int,
     crop: str,
     generator: Optional[np.random.Generator],
+    smallest: float = 1.0,
 ) -> tuple[int, int, int, int]:
     """(top, left, height, width), in source pixels, of the window that is resized to the clip's size.
 
-    The largest window of the clip's aspect ratio; `crop` places it. "none" is the whole frame.
+    The largest window of the clip's aspect ratio, or with crop "random" one of `smallest` to 1 times its sides; `crop`
+    places it. "none" is the whole frame.
     """
     if crop == "none":
         return 0, 0, height, width
     scale = min(height / out_height, width / out_width)
+    if smallest < 1 and crop == "random" and generator is not None:
+        scale *= generator.uniform(smallest, 1)
     window_height = max(1, min(height, round(out_height * scale)))
     window_width = max(1, min(width, round(out_width * scale)))
     free = (height - window_height, width - window_width)
@@ -58,12 +62,13 @@ def transform(
     crop: Literal["center", "random", "none"],
     flip: bool,
     generator: Optional[np.random.Generator],
+    smallest: float = 1.0,
 ) -> Tensor:
     """(T, h, w, C) uint8 of any size -> (T, C, height, width) uint8, possibly a view with other strides.
 
-    Resizing is bilinear with antialiasing. No generator: centre crop, no flip.
+    Resizing is bilinear with antialiasing. No generator: centre crop, no flip. `smallest` as `crop_window`'s.
     """
-    top, left, rows, columns = crop_window(*frames.shape[1:3], height, width, crop, generator)
+    top, left, rows, columns = crop_window(*frames.shape[1:3], height, width, crop, generator, smallest)
     mirrored = flip and generator is not None and bool(generator.random() < 0.5)
     cut = torch.from_numpy(frames[:, top : top + rows, left : left + columns])  # (T, rows, columns, C)
     cut = cut.permute(0, 3, 1, 2)
@@ -73,3 +78,17 @@ def transform(
     if mirrored:
         cut = cut.flip(-1)
     return cut
+
+
+def jitter_colors(frames: Tensor, amount: float, generator: np.random.Generator) -> Tensor:
+    """(T, 3, H, W) uint8 -> the same with brightness, contrast and saturation each times 1 - amount to 1 + amount.
+
+    Contrast is around the mean grey of all frames, saturation around the grey of each pixel (Rec. 601).
+    """
+    brightness, contrast, saturation = generator.uniform(1 - amount, 1 + amount, 3)
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    values = brightness * frames.float()
+    mean = (values * weights).sum(dim=1).mean()
+    values = mean + contrast * (values - mean)
+    grey = (values * weights).sum(dim=1, keepdim=True)
+    return (grey + saturation * (values - grey)).round().clamp(0, 255).to(torch.uint8)

@@ -23,7 +23,7 @@ from vidpred.diagnosis.measurement import Trace, latent_figures, weight_figures
 from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import StepReport
 from vidpred.prediction import NotFiniteError
-from vidpred.video_io import save_clip_panels
+from vidpred.video_io import save_clip_panels, save_grid
 
 
 @dataclass(frozen=True)
@@ -105,9 +105,9 @@ def check_inference(
     data = latent_figures(predictor.calibration, predictor.encode(clips.frames))
     findings += sampling_findings(watch.trace.rows(), data)
     findings += _frame_findings(predictor.decode(watch.latents[:, known:]))
-    pictures = []
-    for row, name in enumerate(clips.names):
-        beside = truth[row] if truth.shape[1] == horizon else None
+    pictures = save_grid(folder / "grid.png", prediction[:, 0]) if predictor.num_frames == 1 else []
+    for row, name in enumerate(() if pictures else clips.names):
+        beside = truth[row] if known and truth.shape[1] == horizon else None  # what is generated has no truth
         label = f"{row:02d}_{Path(name).stem}"
         pictures += save_clip_panels(folder, label, context[row], beside, prediction[row], fps)
     return InferenceCheck(prediction, ranked(findings), seconds, watch.seconds_per_step(seconds), pictures)

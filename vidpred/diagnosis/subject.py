@@ -90,6 +90,8 @@ def video_clip(
     Of `num_frames` frames (a training clip's where None) from `start` seconds on, fewer where the video ends before
     but at least the context frames. Raises UserError.
     """
+    if subject.predictor.context_frames == 0:
+        raise UserError(f"{video}: this model generates from nothing and cannot continue a video; leave it out")
     path = video.absolute()
     try:
         source = probe_video(path, path.name, quick=True, with_changes=False, alive=lambda: None)

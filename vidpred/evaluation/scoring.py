@@ -188,6 +188,8 @@ def _motion(batch: ClipBatch, model: Tensor, shown: Tensor) -> dict[str, Tensor]
     predicted[unknown] = model.flatten(0, 1)
     clips = {"model": predicted, "ceiling": shown, "truth": batch.frames}
     counted = unknown[:, 1:] | unknown[:, :-1]
+    if not counted.shape[1]:  # a picture does not move
+        return {name: torch.zeros(len(frames), dtype=torch.float64) for name, frames in clips.items()}
     return {name: motion_energy(frames, counted).cpu() for name, frames in clips.items()}
 
 

@@ -29,7 +29,8 @@ class Predictor:
     Args:
         denoiser: the clean estimate, in eval mode, on the calibration's device.
         autoencoder: `encode`, `decode`, `down_factor`; on the same device.
-        context_frames, num_frames: given frames and all frames of a training clip.
+        context_frames, num_frames: given frames and all frames of a training clip. With 0 given ones the model
+            generates: `predict` takes clips of no frame, (B, 0, 3, H, W), and continues them from nothing.
         log: receives the named range lines of each `predict`, e.g. `print` or `logger.info`; None is silent.
     """
 
@@ -44,9 +45,9 @@ class Predictor:
         num_frames: int,
         log: Optional[Callable[[str], None]] = None,
     ):
-        if not 1 <= context_frames < num_frames:
+        if not 0 <= context_frames < num_frames:
             raise UserError(
-                f"conditioning.context_frames: {context_frames} must be in 1..{num_frames - 1}, "
+                f"conditioning.context_frames: {context_frames} must be in 0..{num_frames - 1}, "
                 f"below data.num_frames ({num_frames})"
             )
         self.denoiser = denoiser
@@ -247,9 +248,15 @@ class Predictor:
     ) -> tuple[LatentSampler, Iterator[tuple[Tensor, Tensor]]]:
         """The sampler, and (latents, decoded frames) of each piece; bad arguments are refused here."""
         self._check(frames, self.context_frames, num_frames)
+        if self.context_frames == 0 and not options.overlap and num_frames > self.num_frames:
+            raise UserError(
+                f"num_frames: {num_frames} is more than the {self.num_frames} frames that this model generates from "
+                "nothing; ask for fewer"
+            )
         batch, draws = self._rows(frames, trajectories, draws)
         sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
-        windows = self._windows(sampler, self.encode(batch[:, -self.context_frames :]), num_frames, options)
+        context = self.encode(batch[:, batch.shape[1] - self.context_frames :])
+        windows = self._windows(sampler, context, num_frames, options)
         return sampler, ((window, self._decoded(window)) for window in windows)
 
     def _rows(
