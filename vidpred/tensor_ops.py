@@ -1,6 +1,7 @@
 """Small operations on clips. A clip batch is (B, T, C, H, W) at every public door."""
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -49,6 +50,14 @@ def reference_frames(x: Tensor, given: Tensor, frame_times: Tensor, count: int =
         references.append(torch.where(there, reference, torch.zeros_like(x)))
     references += [torch.zeros_like(x)] * (count - len(references))
     return torch.cat(references, dim=2) if references else x[:, :, :0]
+
+
+def shrink_frames(frames: Tensor, factor: int) -> Tensor:
+    """uint8 (B, T, C, H, W) -> (B, T, C, H / factor, W / factor), each pixel the rounded mean of factor x factor."""
+    if factor == 1:
+        return frames
+    means = F.avg_pool2d(fold_frames(frames).float(), factor)
+    return unfold_frames(means.round().to(torch.uint8), len(frames))
 
 
 def to_uint8(frames: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
         open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
+        shrinkage=config.training.shrinkage,
     )
 
 
@@ -130,11 +131,16 @@ def _calibration_clips(
 
 
 def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
-    factor = autoencoder.down_factor
+    factor, smallest = autoencoder.down_factor, config.training.shrinkage(0)
     for key in ("height", "width"):
         size = getattr(config.data, key)
         if size % factor:
             raise UserError(
                 f"data.{key}: {size} is not a multiple of the autoencoder's down factor {factor}; "
                 f"choose {max(size // factor, 1) * factor}"
+            )
+        if size % (factor * smallest):
+            raise UserError(
+                f"training.double_resolution_at: data.{key} {size}, divided by {smallest} in the first steps, is not a "
+                f"multiple of the autoencoder's down factor {factor}; give fewer steps, or a multiple of {factor * smallest}"
             )

@@ -1,7 +1,7 @@
 """What a user chooses about the loop. Values only; the parts built from them live in the other files."""
 
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import Literal
 
 from vidpred.errors import UserError
 
@@ -14,6 +14,11 @@ class TrainingConfig:
     """Optimizer steps of the whole run. A run that has reached them says so and stops; raise it to go on."""
     batch_size: int = 8
     """Clips per optimizer step over all processes and accumulation rounds together."""
+    double_resolution_at: tuple[int, ...] = ()
+    """Steps at which the height and width of training clips double: before the first of n such steps clips are
+    averaged down to data.height / 2^n by data.width / 2^n, from the last one on they have their full size. Early
+    steps so cost a quarter or less. Validation, pictures and evaluation are always of full size, and the noise levels
+    are the same at every size."""
     accumulation: int = 1
     """Micro batches per optimizer step. Raise it when the GPU memory does not hold the batch."""
     learning_rate: float = 1e-4
@@ -95,6 +100,14 @@ class TrainingConfig:
                 0 <= getattr(self, name) < 1, name, getattr(self, name), "give 0 or more and less than 1"
             )
 
+        doubled = self.double_resolution_at
+        ascending = all(0 < one < other for one, other in zip(doubled, (*doubled[1:], self.num_steps)))
+        _require(ascending, "double_resolution_at", list(doubled), "give ascending steps, from 1 to below num_steps")
+
+    def shrinkage(self, step: int) -> int:
+        """By how much height and width are divided in the step with the 0-based number `step`: 1, 2, 4, ..."""
+        return 2 ** sum(step < doubled for doubled in self.double_resolution_at)
+
     def micro_batch_size(self, world_size: int) -> int:
         """Clips per process and accumulation round; UserError when the batch cannot be cut into equal parts.
 
@@ -109,6 +122,6 @@ class TrainingConfig:
         return self.batch_size // parts
 
 
-def _require(holds: bool, name: str, value: Optional[float], cure: str) -> None:
+def _require(holds: bool, name: str, value: object, cure: str) -> None:
     if not holds:
         raise UserError(f"training.{name} is {value}: {cure}")

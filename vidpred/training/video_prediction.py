@@ -35,6 +35,7 @@ from vidpred.errors import UserError
 from vidpred.evaluation import BadClipsError, ClipSample, Evaluation, save_pictures
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.prediction import ClipCount, Predictor
+from vidpred.tensor_ops import shrink_frames
 from vidpred.training.averages import Averages
 from vidpred.training.task import Findings, TaskLoss
 
@@ -114,6 +115,7 @@ class VideoPredictionTask:
         run_folder: receives `samples/` and `evaluation/`.
         seed: of levels and noise.
         fps: frame rate of the pictures that move.
+        shrinkage: 0-based step -> by how much the height and width of its training frames are divided.
         show_training_clips: pictures of the training batch itself (to see one batch being overfitted).
     """
 
@@ -130,6 +132,7 @@ class VideoPredictionTask:
         seed: int,
         fps: float = 8.0,
         show_training_clips: bool = False,
+        shrinkage: Callable[[int], int] = lambda step: 1,
     ):
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
@@ -139,7 +142,7 @@ class VideoPredictionTask:
         self._validation, self._evaluate_predictor = validation, evaluate
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
         self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
-        self._show_training_clips = show_training_clips
+        self._show_training_clips, self._shrinkage = show_training_clips, shrinkage
         self._quarantined: dict[str, str] = {}
         self._loader: ClipLoader | None = None
         self._last_batch: ClipBatch | None = None
@@ -164,7 +167,7 @@ class VideoPredictionTask:
         """The mean over clips of the denoiser's loss, and that loss by noise level."""
         if self._show_training_clips:
             self._last_batch = batch
-        latents = self._encode(batch.frames)
+        latents = self._encode(shrink_frames(batch.frames, self._shrinkage(step)))
         level = self._training_level(batch.draws, batch.roles)
         result = self._denoising_loss(network, latents, level, batch, "training noise", report=True)
         return TaskLoss(result.objective.mean(), _by_level(result.per_frame.detach(), level, batch.roles))
