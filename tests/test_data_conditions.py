@@ -131,6 +131,36 @@ def test_texts_come_from_files_beside_or_from_one_list(root):
     assert dataset.has_text and read_metadata(root)["dog/c.mp4"]["score"] == 0.5
 
 
+def test_a_text_stands_in_a_sentence_drawn_for_each_clip(root):
+    plain = videos(root, captions="text_files", crop="random")
+    templates = ("a picture of {}", "{}", "here {braces} are: {}")
+    dataset = videos(root, captions="text_files", crop="random", prompt_templates=templates)
+    texts = {name: conditions.text for name, conditions in by_name(dataset).items()}
+    assert texts == {"cat/a.mp4": "a picture of a cat", "cat/b.mp4": "a picture of 猫", "dog/c.mp4": ""}
+    drawn = [dataset.clip(0, np.random.default_rng(seed)) for seed in range(30)]
+    assert {clip.conditions.text for clip in drawn} == {"a picture of a cat", "a cat", "here {braces} are: a cat"}
+    assert dataset.clip(0, np.random.default_rng(3)).conditions == drawn[3].conditions
+    # Frames are those without templates, and an empty text takes as many numbers of the generator.
+    assert torch.equal(drawn[3].frames, plain.clip(0, np.random.default_rng(3)).frames)
+    generators = [np.random.default_rng(3) for _ in range(2)]
+    for item, generator in zip((0, 2), generators):
+        dataset.clip(item, generator)
+    assert generators[0].random() == generators[1].random()
+
+
+@pytest.mark.parametrize(
+    "changes, line",
+    [
+        (dict(prompt_templates=("a {}",)), "data.prompt_templates: there is no text to put into them; set data.captions"),
+        (dict(captions="metadata", prompt_templates=("{}", "a cat")), "'a cat' must hold {} once"),
+        (dict(captions="metadata", prompt_templates=("{} and {}",)), "must hold {} once"),
+    ],
+)
+def test_templates_that_are_not_possible(root, changes, line):
+    with pytest.raises(UserError, match=line):
+        videos(root, **changes)
+
+
 @pytest.mark.parametrize("line, error", [
     ('{"file_name": "cat/a.mp4"', "line 4 is not JSON"),
     ('["cat/a.mp4"]', 'line 4 has no text "file_name"'),

@@ -118,6 +118,9 @@ class FolderConfig(ClipConfig):
     captions: Literal["none", "metadata", "text_files"] = "none"
     """The text of each item. metadata: root/metadata.jsonl, a line such as {"file_name": "a.mp4", "text": "a dog"}
     for each. text_files: a .txt beside it, of its name (for a folder of frames: FOLDER.txt)."""
+    prompt_templates: tuple[str, ...] = ()
+    """Sentences such as 'a picture of {}' that an item's text takes its place in: one is drawn for each training clip,
+    evaluation has always the first. An empty text stays empty."""
     actions: bool = False
     """An action for each frame: NAME.npy, NAME.npz (one array) or NAME.csv beside NAME.mp4, (frames, A) numbers; row i is
     what is done between frames i - 1 and i. Of frames that a clip skips the actions are added up."""
@@ -130,6 +133,12 @@ class FolderConfig(ClipConfig):
             )
         total = self.val_fraction + self.test_fraction
         require(total < 1, "val_fraction", f"val and test together are {total}: nothing is left to train on")
+        require(
+            not self.prompt_templates or self.captions != "none",
+            "prompt_templates", "there is no text to put into them; set data.captions, or leave them out",
+        )  # fmt: skip
+        for template in self.prompt_templates:
+            require(template.count("{}") == 1, "prompt_templates", f"'{template}' must hold {{}} once, for the text")
         choices = {
             "split_by": ("auto", "hash", "folders", "lists"),
             "scan": ("full", "quick"),

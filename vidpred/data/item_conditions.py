@@ -29,7 +29,7 @@ class ItemConditions:
     """Of the items of all splits, by the name of their source.
 
     classes: name -> class, None without classes. texts: name -> text. action_files: name -> path under root.
-    action_size: A, 0 without actions.
+    action_size: A, 0 without actions. prompt_templates: as data.prompt_templates; `of` gives the text alone.
     """
 
     root: Path
@@ -37,6 +37,7 @@ class ItemConditions:
     texts: Optional[dict[str, str]]
     action_files: Optional[dict[str, str]]
     action_size: int
+    prompt_templates: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def _find(root: Path, config: FolderConfig, sources: list[Source], in_split_fold
     classes = {name: _class_of(name, in_split_folders) for name in names} if config.classes == "folders" else None
     texts = _texts(root, config.captions, names) if config.captions != "none" else None
     files, size = _action_files(root, sources) if config.actions else (None, 0)
-    return ItemConditions(root, classes, texts, files, size)
+    return ItemConditions(root, classes, texts, files, size, tuple(config.prompt_templates))
 
 
 def file_of(name: str) -> str:

@@ -1,11 +1,13 @@
 """The data set that cuts clips out of sources; its kinds differ in how frames are read."""
 
 import abc
+import dataclasses
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
+from vidpred.conditions import ClipConditions
 from vidpred.data.clips import Clip, ClipDataset, ClipError
 from vidpred.data.config import ClipConfig
 from vidpred.data.item_conditions import ItemConditions
@@ -73,5 +75,17 @@ class SourceDataset(ClipDataset):
         size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
         frames = self.read(source, indices, size)
         pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)
-        conditions = self.conditions and self.conditions.of(source, indices)
+        conditions = self._conditions(source, indices, generator)
         return Clip(pixels, torch.from_numpy(times), source.name, conditions)
+
+    def _conditions(
+        self, source: Source, indices: np.ndarray, generator: Optional[np.random.Generator]
+    ) -> Optional[ClipConditions]:
+        if self.conditions is None:
+            return None
+        conditions, templates = self.conditions.of(source, indices), self.conditions.prompt_templates
+        if not templates:
+            return conditions
+        # Drawn for an empty text too: what else is drawn of a clip does not depend on its text.
+        template = templates[0 if generator is None else int(generator.integers(len(templates)))]
+        return dataclasses.replace(conditions, text=conditions.text and template.replace("{}", conditions.text))
