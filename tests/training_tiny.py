@@ -37,11 +37,13 @@ class TinyTask:
         torch.manual_seed(distributed.rank())  # DDP must bring rank 0's weights to all ranks
         layers = [nn.Linear(6, 16), nn.SiLU(), nn.Dropout(dropout), nn.Linear(16, 3)]
         self.network = nn.Sequential(*layers).to(device)
+        self.discriminator = None
         self._batch_size, self._accumulation = batch_size, accumulation
         self._poison, self._pause = set(poison), pause
         self.seen: list[int] = []
         self.evaluated: list[int] = []
         self.pictured: list[int] = []
+        self.exported: list[int] = []
         self.loaded_state = None
 
     def batches(self, first_step):
@@ -85,6 +87,9 @@ class TinyTask:
 
     def is_evaluated(self, step):
         return step in self.evaluated
+
+    def export(self, network):
+        self.exported.append(len(self.seen))
 
     def tensors(self):
         return {"calibration": {"shift": torch.ones(2)}}

@@ -12,7 +12,6 @@ import io
 import os
 import re
 import sys
-import types
 import typing
 import warnings
 from dataclasses import dataclass, field
@@ -25,33 +24,31 @@ import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
 from vidpred.conditioning import ConditioningConfig
+from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
 from vidpred.errors import UserError
-from vidpred.evaluation import EvaluationConfig
+from vidpred.evaluation import EvaluationConfig, FiguresConfig
 from vidpred.evaluation.video_distance import possible_views
 from vidpred.metrics.video_features import DOWNLOAD
 from vidpred.networks import NETWORKS
 from vidpred.training import LoggingConfig, TrainingConfig, WandbConfig
+from vidpred.vae_training import VAES
 
-REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS}
+REGISTRIES = {"data": DATASETS, "autoencoder": AUTOENCODERS, "network": NETWORKS, "vae": VAES}
 SMALLEST_FRAME = 11  # the window of SSIM
 # Of an evaluated clip; of prediction given ones.
 LEAST_FRAMES = {"prediction": 1, "interpolation": 3, "infilling": 2, "unconditional": 1}
-DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet"}
+DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet", "vae": "new"}
 SECRET = re.compile(r"(^|[._])(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 
 
-@dataclass
-class Config:
-    """Everything that defines a run."""
+@dataclass(kw_only=True)
+class RunConfig:
+    """What every run has, whatever its task."""
 
-    data: Any
-    """Where clips come from (data.kind)."""
-    autoencoder: Any
-    """Between frames and latents (autoencoder.kind)."""
-    network: Any
-    """The denoising network (network.kind)."""
+    task: str
+    """What is trained: video_prediction, the denoising network, or autoencoder, the VAE of `vae`."""
     name: str = ""
     """Name of the run and of its folder; the configuration file's name where it is empty."""
     runs_dir: str = "runs"
@@ -64,17 +61,49 @@ class Config:
     """Checkpoint whose weights (EMA) begin a new run."""
     overfit_one_batch: bool = False
     """Train on the first batch again and again: the loss must fall towards 0, or something is broken."""
-    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
-    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: Any
+    """Where clips come from (data.kind)."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: FiguresConfig
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name or self.name == "..":
             raise UserError(f"name: '{self.name}' is not the name of a folder; set runs_dir to move all runs")
+        if min(self.data.height, self.data.width) < SMALLEST_FRAME:
+            raise UserError(
+                f"data.height, data.width: {self.data.height}x{self.data.width} is too small to be evaluated; "
+                f"SSIM needs {SMALLEST_FRAME} pixels at least"
+            )
+        self._require_file("lpips_weights", "the backbone's weights")
+
+    def _require_file(self, key: str, what: str) -> None:
+        weights = getattr(self.evaluation, key)
+        if weights and weights != DOWNLOAD and not Path(weights).expanduser().is_file():
+            raise UserError(f"evaluation.{key}: {weights} is not a file; give {what}")
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data (str, int, float, bool, None, list, dict) for YAML, loggers and checkpoints."""
+        return _plain(dataclasses.asdict(self))
+
+
+@dataclass(kw_only=True)
+class Config(RunConfig):
+    """Everything that defines a run of video prediction."""
+
+    task: str = "video_prediction"
+    autoencoder: Any
+    """Between frames and latents (autoencoder.kind)."""
+    network: Any
+    """The denoising network (network.kind)."""
+    conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         frames, context = self.data.num_frames, self.conditioning.context_frames
         if context >= frames:
             raise UserError(
@@ -89,16 +118,7 @@ class Config:
                 f"evaluation.task: {task} needs {LEAST_FRAMES[task]} or more, and {key} is {there}; raise it, or set "
                 "evaluation.task to unconditional"
             )
-        if min(self.data.height, self.data.width) < SMALLEST_FRAME:
-            raise UserError(
-                f"data.height, data.width: {self.data.height}x{self.data.width} is too small to be evaluated; "
-                f"SSIM needs {SMALLEST_FRAME} pixels at least"
-            )
-        files = {"lpips_weights": "the backbone's weights", "fvd_weights": "an I3D, or download"}
-        for key, what in files.items():
-            weights = getattr(self.evaluation, key)
-            if weights and weights != DOWNLOAD and not Path(weights).expanduser().is_file():
-                raise UserError(f"evaluation.{key}: {weights} is not a file; give {what}")
+        self._require_file("fvd_weights", "an I3D, or download")
         if self.evaluation.fvd_weights:
             possible_views(context, frames - context)
         levels = self.diffusion.schedule.num_train_timesteps
@@ -111,12 +131,29 @@ class Config:
                 )
         require_possible(self.diffusion, self.sampling)
 
-    def resolved(self) -> dict[str, Any]:
-        """Plain data (str, int, float, bool, None, list, dict) for YAML, loggers and checkpoints."""
-        return _plain(dataclasses.asdict(self))
+
+@dataclass(kw_only=True)
+class VaeConfig(RunConfig):
+    """Everything that defines the training of a VAE."""
+
+    task: str = "autoencoder"
+    vae: Any
+    """The VAE, where it begins, and its loss (vae.kind)."""
+    evaluation: FiguresConfig = field(default_factory=FiguresConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        side, smallest = self.vae.crop, min(self.data.height, self.data.width)
+        if side is not None and side > smallest:
+            raise UserError(f"vae.crop: {side} does not fit into frames of {smallest} pixels; lower it")
+        if self.training.double_resolution_at:
+            raise UserError("training.double_resolution_at: is of video prediction; leave it out, and train on vae.crop")
 
 
-def load_config(arguments: Sequence[str] | None = None, default_file: Path | None = None) -> Config:
+TASKS = {"video_prediction": Config, "autoencoder": VaeConfig}
+
+
+def load_config(arguments: Sequence[str] | None = None, default_file: Path | None = None) -> Config | VaeConfig:
     """Parses `--config FILE --section.key value …` (default: this process's arguments).
 
     Without `--config` the values of `default_file` are used. `--help` and `--print_config` print and exit. A key
@@ -127,24 +164,26 @@ def load_config(arguments: Sequence[str] | None = None, default_file: Path | Non
     door.add_argument("--config", type=Path, default=default_file)
     known, overrides = door.parse_known_args(arguments)
     values = _read_yaml(known.config) if known.config else {}
-    sections = _section_classes(values, overrides)
-    _check_keys(sections, [*_leaves(values), *_argument_keys(overrides)])
+    run = _run_class(values, overrides)
+    sections = _section_classes(run, values, overrides)
+    _check_keys(run, sections, [*_leaves(values), *_argument_keys(overrides)])
     overrides = ["--print_config=comments" if o == "--print_config" else o for o in overrides]
-    config = _parse(sections, values, _complete_switches(overrides, sections))
+    config = _parse(run, sections, values, _complete_switches(overrides, run, sections))
     config.name = config.name or _default_name(known.config, config)
     return config
 
 
-def _default_name(file: Path | None, config: Config) -> str:
+def _default_name(file: Path | None, config: RunConfig) -> str:
     """That of the configuration file; a batch that is overfitted must not take the place of the real run."""
     return (file.stem if file else "run") + ("_overfit" if config.overfit_one_batch else "")
 
 
-def config_from_resolved(values: Mapping[str, Any]) -> Config:
-    """The configuration of a saved run (what `Config.resolved` returned)."""
-    sections = _section_classes(values, [])
-    _check_keys(sections, list(_leaves(values)))
-    return _parse(sections, values, [])
+def config_from_resolved(values: Mapping[str, Any]) -> Config | VaeConfig:
+    """The configuration of a saved run (what `RunConfig.resolved` returned)."""
+    run = _run_class(values, [])
+    sections = _section_classes(run, values, [])
+    _check_keys(run, sections, list(_leaves(values)))
+    return _parse(run, sections, values, [])
 
 
 class _Finder(argparse.ArgumentParser):
@@ -154,7 +193,7 @@ class _Finder(argparse.ArgumentParser):
         super().__init__(add_help=False, allow_abbrev=False)
 
     def error(self, message: str) -> typing.NoReturn:
-        raise UserError(_one_line(message))
+        raise UserError(one_line(message))
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -163,7 +202,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = _one_line(str(error)).replace('in "<unicode string>", ', "at ")
+        reason = one_line(str(error)).replace('in "<unicode string>", ', "at ")
         raise UserError(f"{file}: not valid YAML: {reason}") from error
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{file}: must hold 'section:' lines with 'key: value' lines below them")
@@ -171,16 +210,30 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return {key: value for key, value in (values or {}).items() if value is not None}
 
 
-def _section_classes(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, type]:
+def _run_class(values: Mapping[str, Any], overrides: Sequence[str]) -> type[RunConfig]:
+    """The dataclass of the task: command line, then YAML, then video prediction."""
+    finder = _Finder()
+    finder.add_argument("--task", default=str(values.get("task", Config.task)))
+    task = finder.parse_known_args(list(overrides))[0].task
+    if task not in TASKS:
+        raise UserError(f"task: '{task}' is not known; choose {' or '.join(TASKS)}")
+    return TASKS[task]
+
+
+def _section_classes(
+    run: type[RunConfig], values: Mapping[str, Any], overrides: Sequence[str]
+) -> dict[str, type]:
     """The dataclass of every section; where it has a `kind`: command line, then YAML, then default."""
     finder = _Finder()
-    for section, default in DEFAULT_KINDS.items():
+    own = {f.name: f.type for f in dataclasses.fields(run)}
+    kinds_of = {section: kind for section, kind in DEFAULT_KINDS.items() if section in own}
+    for section, default in kinds_of.items():
         written = values.get(section)
         kind = written.get("kind", default) if isinstance(written, Mapping) else default
         finder.add_argument(f"--{section}.kind", default=str(kind))
     kinds = vars(finder.parse_known_args(list(overrides))[0])
-    classes = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
-    return classes | {name: REGISTRIES[name].config_class(kinds[f"{name}.kind"]) for name in REGISTRIES}
+    classes = {name: type_ for name, type_ in own.items() if dataclasses.is_dataclass(type_)}
+    return classes | {name: REGISTRIES[name].config_class(kinds[f"{name}.kind"]) for name in kinds_of}
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -198,9 +251,11 @@ def _argument_keys(overrides: Sequence[str]) -> Iterator[str]:
             yield argument[2:].split("=", 1)[0]
 
 
-def _complete_switches(overrides: Sequence[str], sections: Mapping[str, type]) -> list[str]:
+def _complete_switches(
+    overrides: Sequence[str], run: type[RunConfig], sections: Mapping[str, type]
+) -> list[str]:
     """`--key` of a bool without a value -> `--key=true`."""
-    switches = [f"--{key}" for key, type_ in _known_keys(Config, sections) if type_ is bool]
+    switches = [f"--{key}" for key, type_ in _known_keys(run, sections) if type_ is bool]
     following = [*overrides[1:], "--"]
     return [
         f"{argument}=true" if argument in switches and after.startswith("--") else argument
@@ -219,9 +274,10 @@ def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = 
             yield f"{prefix}{f.name}", type_
 
 
-def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
-    """UserError at the first key that is a secret, a bare section, or not known, with the nearest known one."""
-    known = [key for key, _ in _known_keys(Config, sections)]
+def _check_keys(run: type[RunConfig], sections: Mapping[str, type], keys: Sequence[str]) -> None:
+    """UserError at the first key that is a secret, a bare section, of another task, or not known, with the nearest
+    known one."""
+    known = [key for key, _ in _known_keys(run, sections)]
     for key in keys:
         # Known or not, a token is one; data.key alone names an array in a file.
         if SECRET.search(key) and not (key == "data.key" and key in known):
@@ -238,22 +294,27 @@ def _check_keys(sections: Mapping[str, type], keys: Sequence[str]) -> None:
         near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
         near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
         section = key.split(".")[0]
+        for task, other in TASKS.items():
+            if section in other.__dataclass_fields__ and section not in run.__dataclass_fields__:
+                raise UserError(f"{key}: belongs to task {task}, and this is task {run.task}; remove it, or set task")
         of_kind = f" of {section}.kind {sections[section].kind}" if section in REGISTRIES else ""
         cure = f"did you mean {near[0]}?" if near else "--help lists all keys"
         raise UserError(f"{key}: unknown key{of_kind}; {cure}")
 
 
-def _parse(sections: Mapping[str, type], values: Mapping[str, Any], overrides: Sequence[str]) -> Config:
+def _parse(
+    run: type[RunConfig], sections: Mapping[str, type], values: Mapping[str, Any], overrides: Sequence[str]
+) -> Any:
     source = ["--config", yaml.safe_dump(dict(values))] if values else []
     try:
         with warnings.catch_warnings(), _rank_0_speaks():
             warnings.simplefilter("ignore")  # jsonargparse's own deprecations are not the user's business
-            parser = _parser(sections)
+            parser = _parser(run, sections)
             namespace = parser.instantiate(parser.parse_args([*source, *overrides]))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(_one_line(str(error)), dict(_known_keys(Config, sections)))) from error
+        raise UserError(explain(one_line(str(error)), dict(_known_keys(run, sections)))) from error
     parts = {key: value for key, value in vars(namespace).items() if key != "config"}
-    return Config(**parts)
+    return run(**parts)
 
 
 def _rank_0_speaks() -> ContextManager:
@@ -262,49 +323,21 @@ def _rank_0_speaks() -> ContextManager:
     return contextlib.redirect_stdout(io.StringIO()) if silent else contextlib.nullcontext()
 
 
-def _parser(sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:
+def _parser(run: type[RunConfig], sections: Mapping[str, type]) -> jsonargparse.ArgumentParser:
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog="train_video_pred.py", description=Config.__doc__, exit_on_error=False
+        prog="train_video_pred.py", description=run.__doc__, exit_on_error=False
     )
     parser.add_argument("--config", action="config", help="YAML file; it states only what differs.")
-    helps = {p.arg_name: p.description for p in docstring_parser.parse_from_object(Config).params}
-    for f in dataclasses.fields(Config):
+    documented = [docstring_parser.parse_from_object(each) for each in (RunConfig, run)]
+    helps = {p.arg_name: p.description for docstring in documented for p in docstring.params if p.description}
+    for f in dataclasses.fields(run):
         section = sections.get(f.name)
         if section is None:
             parser.add_argument(f"--{f.name}", type=f.type, default=f.default, help=helps[f.name])
         else:
             parser.add_class_arguments(section, f.name)
     return parser
-
-
-def _one_line(message: str) -> str:
-    """A message of argparse or jsonargparse as one line that begins with the key."""
-    message = re.sub(r'Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
-    return re.sub(r"^argument --([\w.]+): expected one argument$", r"\1: a value must follow it", message)
-
-
-def _explain(message: str, known: Mapping[str, Any]) -> str:
-    """The message about a value of a wrong type, in words; any other message as it is."""
-    found = re.match(r"([\w.]+): .*(?:Got|Given) value: (.*)$", message)
-    if found is None or found[1] not in known:
-        return message
-    key, value = found.groups()
-    return f"{key}: '{value}' is not possible; give {_in_words(known[key])}"
-
-
-def _in_words(type_: Any) -> str:
-    """What values a type of a configuration field has."""
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    origin, inside = typing.get_origin(type_), typing.get_args(type_)
-    if origin is typing.Literal:
-        return " or ".join([", ".join(map(str, inside[:-1])), str(inside[-1])] if inside[1:] else map(str, inside))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_in_words, inside))
-    if origin in (tuple, list):
-        examples = {int: ["1", "2"], float: ["0.5", "1.0"], str: ["one", "two"]}.get(inside[0], ["..."])
-        return f"a list such as [{', '.join(examples)}]"
-    return plain.get(type_, str(type_))
 
 
 def _plain(value: Any) -> Any:

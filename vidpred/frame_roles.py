@@ -20,6 +20,11 @@ FrameRoles = Callable[[np.random.Generator, int], np.ndarray]
 """(generator, T) -> (T,) uint8: the roles in one clip, drawn by that clip's own generator."""
 
 
+def all_unknown(generator: np.random.Generator, frames: int) -> np.ndarray:
+    """The roles of a clip of which nothing is given."""
+    return np.full(frames, UNKNOWN, dtype=np.uint8)
+
+
 def is_scored(roles: Tensor) -> Tensor:
     """Roles of any shape -> bool: the frames whose prediction the loss is about."""
     return (roles == UNKNOWN) | (roles == FREE)

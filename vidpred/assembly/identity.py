@@ -3,12 +3,12 @@
 from typing import Any, Iterator
 
 from vidpred.checkpoint_store import Checkpoint
-from vidpred.configuration import Config
+from vidpred.configuration import RunConfig
 from vidpred.errors import UserError
 
 # Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
 FIXED_KEYS = (
-    "data", "autoencoder", "network", "conditioning", "diffusion", "seed", "init_from", "overfit_one_batch",
+    "task", "vae", "data", "autoencoder", "network", "conditioning", "diffusion", "seed", "init_from", "overfit_one_batch",
     "training.batch_size",  # running draw numbers are counted in batches
 )
 FREE_KEYS = (
@@ -17,7 +17,7 @@ FREE_KEYS = (
 )
 
 
-def require_same_run(config: Config, checkpoint: Checkpoint) -> None:
+def require_same_run(config: RunConfig, checkpoint: Checkpoint) -> None:
     """A resume must be of the same model and data; the length, the rates and the rhythms may change."""
     before, now = (_identity(values) for values in (checkpoint.config, config.resolved()))
     for key in sorted(before.keys() & now.keys()):  # a key that one of them lacks is of another version

@@ -134,13 +134,18 @@ def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
     factor, smallest = autoencoder.down_factor, config.training.shrinkage(0)
     for key in ("height", "width"):
         size = getattr(config.data, key)
-        if size % factor:
-            raise UserError(
-                f"data.{key}: {size} is not a multiple of the autoencoder's down factor {factor}; "
-                f"choose {max(size // factor, 1) * factor}"
-            )
+        require_multiple(f"data.{key}", size, factor)
         if size % (factor * smallest):
             raise UserError(
                 f"training.double_resolution_at: data.{key} {size}, divided by {smallest} in the first steps, is not a "
                 f"multiple of the autoencoder's down factor {factor}; give fewer steps, or a multiple of {factor * smallest}"
             )
+
+
+def require_multiple(key: str, size: int, factor: int) -> None:
+    """UserError unless a picture of `size` pixels falls into whole cells of `factor` pixels."""
+    if size % factor:
+        raise UserError(
+            f"{key}: {size} is not a multiple of the autoencoder's down factor {factor}; "
+            f"choose {max(size // factor, 1) * factor}"
+        )

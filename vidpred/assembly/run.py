@@ -1,6 +1,6 @@
 """A training run: its folder, its beginning or going on, its parts put together once.
 
-    folder and checks -> data -> autoencoder and its check -> latent calibration -> predictor -> task -> trainer
+    folder and checks -> task (see `prediction_parts` and `vae_parts`) -> trainer
 """
 
 from pathlib import Path
@@ -10,12 +10,15 @@ import yaml
 from vidpred import distributed, range_checks
 from vidpred.assembly.identity import require_same_run
 from vidpred.assembly.prediction_parts import build_task
+from vidpred.assembly.vae_parts import build_vae_task
 from vidpred.checkpoint_store import CheckpointStore
-from vidpred.configuration import Config
+from vidpred.configuration import Config, RunConfig, VaeConfig
 from vidpred.training import RunOutcome, Trainer, build_loggers, latest_checkpoint, setup_console
 
+TASK_BUILDERS = {Config: build_task, VaeConfig: build_vae_task}
 
-def train(config: Config) -> RunOutcome:
+
+def train(config: RunConfig) -> RunOutcome:
     """Trains, or goes on with, the run that `config` names; every process of torchrun calls it."""
     with distributed.process_group(config.device) as device:
         setup_console()
@@ -27,7 +30,7 @@ def train(config: Config) -> RunOutcome:
         if checkpoint is not None:
             require_same_run(config, checkpoint)
         _save_resolved(config, folder)
-        task = build_task(config, folder, device, checkpoint)
+        task = TASK_BUILDERS[type(config)](config, folder, device, checkpoint)
         resolved, step = config.resolved(), checkpoint.step if checkpoint else 0
         loggers = build_loggers(config.logging, config.wandb, folder, config.name, resolved, step)
         trainer = Trainer(
@@ -37,7 +40,7 @@ def train(config: Config) -> RunOutcome:
         return trainer.run()
 
 
-def _save_resolved(config: Config, folder: Path) -> None:
+def _save_resolved(config: RunConfig, folder: Path) -> None:
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(config.resolved(), sort_keys=False), encoding="utf-8")

@@ -6,7 +6,7 @@ Every constant of a latent space (scaling factor, shift, pixel mean and standard
 
 from vidpred.autoencoders.base import AUTOENCODERS, Autoencoder, AutoencoderConfig, build_autoencoder
 from vidpred.autoencoders.interpolating import MockConfig, PixelUnshuffleConfig
-from vidpred.autoencoders.pretrained import KLConfig, TinyConfig
+from vidpred.autoencoders.pretrained import KLConfig, TinyConfig, load_kl
 from vidpred.autoencoders.reconstruction import check_reconstruction, reconstruction_psnr
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "TinyConfig",
     "build_autoencoder",
     "check_reconstruction",
+    "load_kl",
     "reconstruction_psnr",
 ]

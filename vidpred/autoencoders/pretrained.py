@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ class PretrainedConfig(AutoencoderConfig):
 
     half: bool = False
     """Run the autoencoder in bfloat16 (it has float32's range, so that no VAE overflows)."""
+
+    section: ClassVar[str] = "autoencoder"
+    """Where in the configuration the user has named it; for messages."""
 
 
 @dataclass
@@ -97,9 +100,14 @@ class TinyAutoencoder(Autoencoder):
 
 @AUTOENCODERS.register("kl", KLConfig)
 def build_kl(config: KLConfig) -> Autoencoder:
+    return KLAutoencoder(config, load_kl(config), f"the VAE {_where(config)}")
+
+
+def load_kl(config: KLConfig) -> nn.Module:
+    """The bare AutoencoderKL that `config` names; see `load_vae`."""
     from diffusers import AutoencoderKL
 
-    return KLAutoencoder(config, load_vae(AutoencoderKL, config), f"the VAE {_where(config)}")
+    return load_vae(AutoencoderKL, config)
 
 
 @AUTOENCODERS.register("tiny", TinyConfig)
@@ -114,7 +122,7 @@ def load_vae(vae_class: type, config: PretrainedConfig) -> nn.Module:
     local = _local_folder(config)
     try:
         if local is not None:
-            _check_class(local, vae_class)
+            _check_class(local, vae_class, config)
             vae, info = _from_pretrained(vae_class, config, local, local_files_only=True)
         else:
             vae, info = _from_hub(vae_class, config)
@@ -124,7 +132,7 @@ def load_vae(vae_class: type, config: PretrainedConfig) -> nn.Module:
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise UserError(
-            f"autoencoder.pretrained: {_where(config)} is not a complete {vae_class.__name__}: "
+            f"{config.section}.pretrained: {_where(config)} is not a complete {vae_class.__name__}: "
             f"{len(wrong)} tensors are missing or do not fit (first: {wrong[0]}); use a folder that "
             "save_pretrained wrote"
         )
@@ -183,24 +191,24 @@ def _local_folder(config: PretrainedConfig) -> Optional[Path]:
     if root.is_dir():
         if not (folder / "config.json").is_file():
             raise UserError(
-                f"autoencoder.pretrained: {folder} holds no config.json; name the folder that "
-                "save_pretrained wrote (autoencoder.subfolder: vae for a whole pipeline)"
+                f"{config.section}.pretrained: {folder} holds no config.json; name the folder that "
+                f"save_pretrained wrote ({config.section}.subfolder: vae for a whole pipeline)"
             )
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", config.pretrained):
         raise UserError(
-            f"autoencoder.pretrained: '{config.pretrained}' is neither a folder nor a hub name (owner/name); "
+            f"{config.section}.pretrained: '{config.pretrained}' is neither a folder nor a hub name (owner/name); "
             "correct the path"
         )
     return None
 
 
-def _check_class(folder: Path, vae_class: type) -> None:
+def _check_class(folder: Path, vae_class: type, config: PretrainedConfig) -> None:
     name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
     if name != vae_class.__name__:
-        kind = KIND_OF_CLASS.get(name)
+        kind = KIND_OF_CLASS.get(name) if config.section == PretrainedConfig.section else None
         cure = f"set autoencoder.kind to {kind}" if kind else "use another VAE"
-        raise UserError(f"autoencoder.pretrained: {folder} holds {name}, not {vae_class.__name__}; {cure}")
+        raise UserError(f"{config.section}.pretrained: {folder} holds {name}, not {vae_class.__name__}; {cure}")
 
 
 def _cannot_load(config: PretrainedConfig, local: Optional[Path], error: Exception | str) -> str:
@@ -210,4 +218,4 @@ def _cannot_load(config: PretrainedConfig, local: Optional[Path], error: Excepti
         if local
         else "check the name and the network, or download it elsewhere and give the local folder"
     )
-    return f"autoencoder.pretrained: {_where(config)} cannot be loaded ({reason}); {cure}"
+    return f"{config.section}.pretrained: {_where(config)} cannot be loaded ({reason}); {cure}"

@@ -13,7 +13,7 @@ from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError, collate
 from vidpred.data.draws import DrawOrder, micro_batches
 from vidpred.data.workers import Inquest, Logbook, WorkerCrew, WorkersDied
 from vidpred.errors import UserError
-from vidpred.frame_roles import UNKNOWN, FrameRoles
+from vidpred.frame_roles import FrameRoles, all_unknown
 from vidpred.random_streams import host_generator
 
 logger = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def sample_clips(
         dataset,
         DrawOrder(seed, len(dataset), purpose=purpose),
         lambda skip: iter(groups[skip:]),
-        lambda generator, frames: np.full(frames, UNKNOWN),
+        all_unknown,
         min(workers, len(groups)),
         timeout,
         pin=False,

@@ -13,7 +13,7 @@ far.
 
 from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
 from vidpred.evaluation.comparison import Comparison, compare
-from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.config import EvaluationConfig, FiguresConfig
 from vidpred.evaluation.evaluator import BadClipsError, EvaluationStopped, evaluate
 from vidpred.evaluation.films import Retake, retake_of_checkpoint
 from vidpred.evaluation.of_checkpoint import choose_checkpoint, evaluate_checkpoint
@@ -32,6 +32,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "EvaluationStopped",
+    "FiguresConfig",
     "LevelErrors",
     "Retake",
     "Summary",

@@ -85,7 +85,7 @@ def evaluate(
     numbers = evenly_spaced_clips(dataset, config.num_clips)
     if not numbers:
         raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")
-    judge = Judge(config, predictor.device)
+    judge = Judge(config, predictor.device, config.fvd_weights)
     run = broadcast_object(run_of(trial, checkpoint, chosen) if is_main() else None)
 
     def batches_of(left: Sequence[int]) -> EvaluationBatches:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidpred.distributed import all_or_fail, gather_objects, main_first
 from vidpred.errors import UserError
-from vidpred.evaluation.config import EvaluationConfig
+from vidpred.evaluation.config import FiguresConfig
 from vidpred.evaluation.video_distance import FVD_PROTOCOL, VIEWS
 from vidpred.metrics import (
     ENSEMBLE_PROTOCOL,
@@ -32,23 +32,23 @@ class Judge:
     Every rank must make one: where one of them has no LPIPS, none has, so that all choose alike.
     """
 
-    def __init__(self, config: EvaluationConfig, device: torch.device):
+    def __init__(self, config: FiguresConfig, device: torch.device, fvd_weights: Optional[str] = None):
         self.lpips: Optional[Lpips] = None
         self.lpips_reason: Optional[str] = None
         self.video: Optional[VideoFeatures] = None
         failure: Optional[UserError] = None
         with main_first():  # rank 0 downloads, the others find the file
             try:
-                self._load(config, device)
+                self._load(config, device, fvd_weights)
             except UserError as error:
                 failure = error
         all_or_fail(lambda: _raise(failure))
         if reasons := [reason for reason in gather_objects(self.lpips_reason) if reason]:
             self.withdraw_lpips(reasons[0])
 
-    def _load(self, config: EvaluationConfig, device: torch.device) -> None:
-        if config.fvd_weights:
-            self.video = VideoFeatures(config.fvd_weights, device)
+    def _load(self, config: FiguresConfig, device: torch.device, fvd_weights: Optional[str]) -> None:
+        if fvd_weights:
+            self.video = VideoFeatures(fvd_weights, device)
         if config.lpips_net == "none":
             self.lpips_reason = "switched off (evaluation.lpips_net: none)"
             return

@@ -73,12 +73,12 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
         "dataset": dataset.name,
         "split": trial.split,
         "items_in_split": len(dataset),
-        **_cutting(dataset),
+        **cutting(dataset),
         "ema": trial.ema,
         "seed": trial.seed,
         "trajectories_per_clip": trial.trajectories,
         "sampling": sampling,
-        "precision": _precision(trial.predictor.device),
+        "precision": precision(trial.predictor.device),
         **judge.protocol(trial.trajectories),
         **DEFINITIONS,
     }
@@ -106,7 +106,7 @@ def content_sha256(frames: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _cutting(dataset: ClipDataset) -> dict[str, Any]:
+def cutting(dataset: ClipDataset) -> dict[str, Any]:
     """How clips were cut out of their sources; None where a data set of one's own does not say."""
     config = getattr(dataset, "config", None)
     if not isinstance(config, ClipConfig):
@@ -119,9 +119,9 @@ def _cutting(dataset: ClipDataset) -> dict[str, Any]:
     }
 
 
-def _precision(device: torch.device) -> str:
+def precision(device: torch.device) -> str:
     """Of matrix products: predictions are drawn without autocast."""
-    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    tf32 = device.type == "cuda" and torch.get_float32_matmulprecision() != "highest"
     return "tf32" if tf32 else "float32"
 
 

@@ -82,8 +82,12 @@ class Lpips:
             size = "x".join(map(str, truth.shape[-2:]))
             raise ValueError(f"LPIPS needs frames of {SMALLEST_FRAME} pixels or more, got {size}")
         pairs = zip(fold_frames(prediction).split(_FRAMES_AT_ONCE), fold_frames(truth).split(_FRAMES_AT_ONCE))
-        values = [self._model(self._range(left), self._range(right)).flatten() for left, right in pairs]
+        values = [self.distance(self._range(left), self._range(right)) for left, right in pairs]
         return unfold_frames(torch.cat(values).double(), truth.shape[0])
+
+    def distance(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        """float32 images (N, 3, H, W) in [-1, 1], at least 32x32 -> distance (N,), with gradient: a training loss."""
+        return self._model(prediction, truth).flatten()
 
     def _range(self, frames: Tensor) -> Tensor:
         return to_float(frames.to(self.device)) * 2 - 1  # LPIPS wants [-1, 1]; [0, 1] gives other numbers

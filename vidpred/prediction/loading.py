@@ -53,6 +53,7 @@ def predictor_from_checkpoint(
 ) -> Predictor:
     """As `load_predictor`, from a checkpoint that is already read."""
     device = distributed.choose_device(str(device))
+    _require_video_prediction(checkpoint)
     config = _Sections(checkpoint)
     autoencoder = build_autoencoder(AUTOENCODERS.from_mapping(config["autoencoder"]))
     channels = autoencoder.latent_channels
@@ -77,6 +78,17 @@ def predictor_from_checkpoint(
         config["data"]["num_frames"],
         log,
     )
+
+
+def _require_video_prediction(checkpoint: Checkpoint) -> None:
+    """A run trains either what predicts or what it sees by; UserError where it is the latter."""
+    task = checkpoint.config.get("task", "video_prediction")
+    if task != "video_prediction":
+        run = checkpoint.run_folder
+        raise UserError(
+            f"checkpoint {checkpoint.path}: is of task {task} and predicts nothing; give the checkpoint of a video run. "
+            f"Its VAE is {run / 'vae'}, for autoencoder.pretrained (kind kl), its figures are in {run / 'evaluation'}"
+        )
 
 
 class _Sections:

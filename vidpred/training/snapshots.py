@@ -45,6 +45,11 @@ def load_network(network: nn.Module, checkpoint: Checkpoint) -> None:
     _load(network, checkpoint.tensors["model"], checkpoint.path)
 
 
+def load_discriminator(discriminator: nn.Module, checkpoint: Checkpoint) -> None:
+    """Takes the weights of the discriminator of a checkpoint that is resumed."""
+    _load(discriminator, checkpoint.tensors["discriminator"], checkpoint.path)
+
+
 def _load(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(tensors)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generator, Protocol
+from typing import Any, Callable, Generator, Optional, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,17 @@ class TaskLoss:
     loss: scalar, the mean over the micro batch's samples; micro batches are of equal size, so the mean over
         them, accumulation rounds and ranks is the mean over the global batch.
     averages: what else is logged, as sums and weights.
+    discriminator: of a task with a discriminator, what that is to learn from this micro batch; None: nothing in this
+        step. It calls the discriminator once, and its graph does not reach the network.
     """
 
     loss: Tensor
     averages: Averages
+    discriminator: "Optional[DiscriminatorLoss]" = None
+
+
+DiscriminatorLoss = Callable[[nn.Module], TaskLoss]
+"""The wrapped discriminator -> its loss, a mean over the samples of the micro batch as well."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class Findings:
 class Task(Protocol):
     """Every method is called on every rank at the same step, and may use collective operations.
 
-    `network` is the bare network whose parameters are trained; the methods receive the network to call: the
+    `network` is the bare network whose parameters are trained, `discriminator` one that is trained against it, mostly
+    None (see `adversary`); the methods receive the network to call: the
     wrapped one in `loss`, the raw or averaged weights (in evaluation mode) elsewhere. Randomness must be a
     function of the seed and of running draw numbers.
     """
 
     network: nn.Module
+    discriminator: Optional[nn.Module]
 
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         """This rank's micro batches from step `first_step` on, for ever; closing it ends the workers."""
@@ -64,6 +73,9 @@ class Task(Protocol):
 
     def is_evaluated(self, step: int) -> bool:
         """Whether the evaluation of `step` is saved already."""
+
+    def export(self, network: nn.Module) -> None:
+        """Before each checkpoint, with the averaged weights: writes what a run hands out besides, if anything."""
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Frozen tensors that a checkpoint needs besides the network's, by file name."""

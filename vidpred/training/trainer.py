@@ -16,6 +16,7 @@ from torch import Tensor
 from vidpred import distributed, random_streams, range_checks
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore
 from vidpred.errors import UserError
+from vidpred.training.adversary import Adversary
 from vidpred.training.averages import RunningAverages
 from vidpred.training.ema import Ema, parameter_norm
 from vidpred.training.interruption import StopRequest
@@ -84,6 +85,7 @@ class Trainer:
             betas=(config.beta1, config.beta2),
             max_grad_norm=config.max_grad_norm,
         )
+        self._adversary = Adversary(task.discriminator, device, self._dtype, config)
         self._snapshots = Snapshots(store, resolved, config.keep_last, config.keep_every)
         self._mail, self._averages, self._pace = VerdictMail(device), RunningAverages(), Pace()
         self._stop_request = StopRequest()
@@ -166,14 +168,17 @@ class Trainer:
             with contextlib.nullcontext() if last else self._trained.gradients_stay_local():
                 part = self._task.loss(self._trained, batch, number)
                 (part.loss / rounds).backward()
+            self._adversary.learn(part.discriminator, rounds, last)
             self._averages.add(part.averages)
             losses.append(part.loss.detach())
         return torch.stack(losses).mean()
 
     def _update(self, number: int, loss: Tensor) -> None:
         grad_norm = self._optimization.gradient_norm()
-        found_inf, previous = self._mail.post(number + 1, loss, grad_norm, bool(self._stop_request))
+        posted = self._adversary.non_finite_or(grad_norm)
+        found_inf, previous = self._mail.post(number + 1, loss, posted, bool(self._stop_request))
         self._journal.learning_rate = self._optimization.update(number, grad_norm, found_inf)
+        self._adversary.update(number, found_inf)
         self._ema.update(self._task.network)
         range_checks.report("loss", loss)
         range_checks.report("gradient norm", grad_norm)
@@ -207,6 +212,7 @@ class Trainer:
             **self._journal.read(),
             **self._pace.read(),
             **self._averages.read(),
+            **self._adversary.read(),
             "train/memory_gib": memory_gib(self._device),
         }
         ranges = range_checks.collect(self.step)
@@ -302,15 +308,18 @@ class Trainer:
         tensors = {
             "model": self._task.network.state_dict(),
             "ema": self._ema.state_dict(),
+            **self._adversary.tensors(),
             **self._task.tensors(),
         }
         state = {
             "optimizer": self._optimization.state_dict(),
+            **self._adversary.state(),
             "ema_updates": self._ema.updates,
             "bad_steps": self._journal.state(),
             "task": self._task.state(),
         }
         info = {"samples": self.step * self._config.batch_size, "world_size": distributed.world_size()}
+        self._task.export(self._ema.network)  # first, so that a checkpoint means that it is there
         self._snapshots.save(self.step, tensors, state, info)
         self._saved_step = self.step
 
@@ -326,6 +335,7 @@ class Trainer:
         load_network(self._task.network, checkpoint)
         self._ema.load_state_dict(checkpoint.tensors["ema"], checkpoint.state["ema_updates"])
         self._optimization.load_state_dict(checkpoint.state["optimizer"])
+        self._adversary.restore(checkpoint)
         self._journal.load_state(checkpoint.state["bad_steps"])
         self._snapshots.restore(checkpoint.state)
         self._task.load_state(checkpoint.state["task"])

@@ -37,6 +37,7 @@ from vidpred.frame_roles import FREE, GIVEN, HIDDEN, FrameRoles, is_scored
 from vidpred.prediction import ClipCount, Predictor
 from vidpred.tensor_ops import shrink_frames
 from vidpred.training.averages import Averages
+from vidpred.training.clip_stream import ClipStream
 from vidpred.training.task import Findings, TaskLoss
 
 logger = logging.getLogger(__name__)
@@ -137,14 +138,13 @@ class VideoPredictionTask:
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
         self.network = predictor.denoiser.network
+        self.discriminator = None
         self._predictor, self._conditioning, self._distribution = predictor, conditioning, distribution
-        self._open_loader = open_loader
+        self._stream = ClipStream(open_loader, validation.dataset)
         self._validation, self._evaluate_predictor = validation, evaluate
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
         self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
         self._show_training_clips, self._shrinkage = show_training_clips, shrinkage
-        self._quarantined: dict[str, str] = {}
-        self._loader: ClipLoader | None = None
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
         self._validation_dropped: dict[int, str] = {}
@@ -154,14 +154,7 @@ class VideoPredictionTask:
     # Training ----------------------------------------------------------------------------------------------
 
     def batches(self, first_step: int) -> Generator[ClipBatch, None, None]:
-        self._loader = self._open_loader(first_step)
-        self._loader.quarantine(self._quarantined)
-        try:
-            yield from self._loader
-        finally:
-            self._quarantined = dict(self._loader.quarantined)
-            self._loader.close()
-            self._loader = None
+        return self._stream.batches(first_step)
 
     def loss(self, network: nn.Module, batch: ClipBatch, step: int) -> TaskLoss:
         """The mean over clips of the denoiser's loss, and that loss by noise level."""
@@ -361,27 +354,17 @@ class VideoPredictionTask:
 
     # Checkpoints -------------------------------------------------------------------------------------------
 
+    def export(self, network: nn.Module) -> None:
+        """Nothing: a checkpoint alone rebuilds the predictor."""
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"calibration": self._predictor.calibration.state_dict()}
 
     def state(self) -> dict[str, Any]:
-        """`quarantined`: clips that could not be used, by name, with the reason; of all ranks. `substitute`: what is
-        trained on instead of data that are not there."""
-        mine = dict(self._loader.quarantined) if self._loader else self._quarantined
-        merged: dict[str, str] = {}
-        for share in distributed.gather_objects(mine):
-            merged |= share
-        return {"quarantined": merged, "substitute": self._validation.dataset.substitute}
+        return self._stream.state()
 
     def load_state(self, state: dict[str, Any]) -> None:
-        now = self._validation.dataset.substitute
-        before = state.get("substitute", now)
-        if before != now:
-            raise UserError(
-                f"data.root: the run was trained on {before or 'the real data'}, and there are {now or 'real data'} "
-                "now; give the old folder to go on, or another --name for a new run"
-            )
-        self._quarantined = dict(state["quarantined"])
+        self._stream.load_state(state)
 
 
 def _by_level(per_frame: Tensor, level: NoiseLevel, roles: Tensor) -> Averages:
