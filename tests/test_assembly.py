@@ -50,6 +50,17 @@ def refusal(folder, *more) -> str:
     return message
 
 
+def test_pictures_every_epoch(tmp_path):
+    """6 items in batches of 2 are an epoch of 3 steps, of 4 rounded up one of 2."""
+    for batch, steps in ((2, [3, 6]), (4, [2, 4, 6])):
+        (tmp_path / str(batch)).mkdir()
+        train_tiny(tmp_path / str(batch), "--training.visualize_every_step=epoch", f"--training.batch_size={batch}")
+        pictured = sorted(int(path.name[5:]) for path in (tmp_path / str(batch) / "tiny" / "samples").iterdir())
+        assert pictured == steps
+    with pytest.raises(UserError, match="training.visualize_every_step: 'year' is not possible; give .* or epoch"):
+        tiny_config(tmp_path, "--training.visualize_every_step=year")
+
+
 # What a run leaves behind ----------------------------------------------------------------------------------
 
 

@@ -64,6 +64,14 @@ def test_chunks_change_nothing():
     assert torch.equal(whole.decode(whole.encode(frames)), parts.decode(whole.encode(frames)))
 
 
+@pytest.mark.parametrize("config", [MockConfig(), PixelUnshuffleConfig()], ids=lambda config: config.kind)
+def test_no_frames_are_no_latents(config):
+    """What a model generates from nothing continues a clip of no frame."""
+    autoencoder = build_autoencoder(config)
+    some, none = (autoencoder.encode(random_frames(2, count, 3, 8, 12)) for count in (1, 0))
+    assert none.shape == (2, 0, *some.shape[2:]) and none.dtype == some.dtype
+
+
 def test_chunks_bound_what_is_decoded_at_once():
     class Counting(Autoencoder):
         sizes: list = []

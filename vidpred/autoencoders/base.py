@@ -80,6 +80,9 @@ class Autoencoder(nn.Module):
         """uint8 frames (B, T, 3, H, W) -> float32 latents (B, T, C, H/f, W/f); f must divide H and W."""
         check_clip("frames", frames)
         self._check_frames(frames)
+        if frames.shape[1] == 0:  # what is generated from nothing; not every layer takes an empty batch
+            height, width = (side // self.down_factor for side in frames.shape[-2:])
+            return torch.zeros(len(frames), 0, self.latent_channels, height, width, device=frames.device)
         return self._by_chunks(frames, lambda part: self.encode_images(self._normalize(part)))
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """What a user chooses about the loop. Values only; the parts built from them live in the other files."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Union
 
 from vidpred.errors import UserError
 
@@ -55,8 +55,9 @@ class TrainingConfig:
     """Steps between validation losses (raw and EMA weights, fixed levels and noise); 0: never."""
     validation_clips: int = 32
     """Validation clips of the validation loss."""
-    visualize_every_step: int = 1000
-    """Steps between pictures (context, truth, prediction, error); 0: never."""
+    visualize_every_step: Union[int, Literal["epoch"]] = 1000
+    """Steps between pictures (context, truth, prediction, error); 0: never. epoch: as many as it takes to see every
+    training item once."""
     visualize_clips: int = 4
     """Validation clips in each set of pictures."""
     evaluate_every_step: int = 5000
@@ -86,13 +87,14 @@ class TrainingConfig:
         for name in (
             "warmup_steps",
             "validate_every_step",
-            "visualize_every_step",
             "evaluate_every_step",
             "keep_every",
             "weight_decay",
             "max_grad_norm",
         ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        if self.visualize_every_step != "epoch":
+            _require(self.visualize_every_step >= 0, "visualize_every_step", self.visualize_every_step, "give 0 or more")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "give a positive number")
         _require(0 <= self.lr_floor <= 1, "lr_floor", self.lr_floor, "give a fraction between 0 and 1")
         for name in ("ema_decay", "beta1", "beta2"):
@@ -103,6 +105,11 @@ class TrainingConfig:
         doubled = self.double_resolution_at
         ascending = all(0 < one < other for one, other in zip(doubled, (*doubled[1:], self.num_steps)))
         _require(ascending, "double_resolution_at", list(doubled), "give ascending steps, from 1 to below num_steps")
+
+    def settle_epoch(self, items: int) -> None:
+        """Replaces the word epoch by its number of steps, rounded up, for `items` training items."""
+        if self.visualize_every_step == "epoch":
+            self.visualize_every_step = -(-items // self.batch_size)
 
     def shrinkage(self, step: int) -> int:
         """By how much height and width are divided in the step with the 0-based number `step`: 1, 2, 4, ..."""
