@@ -121,6 +121,13 @@ def test_resolved_is_plain_data_and_comes_back(write):
     assert config_from_resolved(resolved) == config
 
 
+def test_a_mixture_of_schemes_comes_from_a_file_too(write):
+    config = load_config(write("conditioning: {scheme: {prediction: 0.5, random: 0.5}}\n"))
+    assert config.conditioning.mixture() == {"prediction": 0.5, "random": 0.5}
+    assert config_from_resolved(config.resolved()).conditioning == config.conditioning
+    assert "half" in refusal(write("conditioning: {scheme: {half: 1.0}}\n"))
+
+
 def test_the_name_of_an_array_is_no_secret():
     config = load_config(["--data.kind", "arrays", "--data.root", "/x", "--data.key", "frames"])
     assert config.data.key == "frames"

@@ -75,7 +75,7 @@ def test_a_batch_holds_what_its_clips_have():
     clips = [ClipConditions("cat", None), None, ClipConditions("dog", "a dog")]
     batch = ConditionBatch.stack(clips)
     assert batch.class_names == ["cat", None, "dog"] and batch.text == [None, None, "a dog"] and batch.actions is None
-    assert batch.parts() == ["class", "text"] and len(batch) == 3
+    assert batch.parts() == ["class", "text"]
     assert batch.rows([2, 2, 0]).class_names == ["dog", "dog", "cat"]
     assert ConditionBatch.stack([None, ClipConditions()]) is None
     with pytest.raises(ValueError, match="differ in shape"):
@@ -102,12 +102,12 @@ def test_conditions_travel_with_a_batch():
 def test_without_a_wish_clips_have_no_conditions(root):
     dataset = videos(root)
     assert set(by_name(dataset).values()) == {None}
-    assert (dataset.class_names, dataset.has_text, dataset.action_size) == ((), False, 0)
+    assert (dataset.class_names, dataset.has_text, dataset.action_scale) == ((), False, ())
 
 
 def test_classes_are_folders(root):
     dataset = videos(root, classes="folders")
-    assert dataset.class_names == ("cat", "dog") and dataset.action_size == 0
+    assert dataset.class_names == ("cat", "dog") and dataset.action_scale == ()
     assert {name: found.class_name for name, found in by_name(dataset).items()} == {
         "cat/a.mp4": "cat", "cat/b.mp4": "cat", "dog/c.mp4": "dog",
     }  # fmt: skip
@@ -196,7 +196,8 @@ def test_a_missing_text_is_an_error_that_names_the_file(root):
 
 def test_actions_are_those_of_the_window_and_its_stride(root):
     dataset = videos(root, actions=True)
-    assert dataset.action_size == 2
+    rms = np.sqrt(np.mean(np.arange(FRAMES) ** 2))
+    assert dataset.action_scale == pytest.approx((rms, rms / 2), rel=1e-5)
     for name, conditions in by_name(dataset).items():
         assert conditions.actions.tolist() == [[0, 0], [1, -0.5], [2, -1], [3, -1.5]], name
     later = dataset.fixed_clip(0, 2)  # frames 8 to 11

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from vidpred.conditions import Condition
 from vidpred.diffusion import GuidanceConfig, NoiseLevel, NoiseSchedule, ScheduleConfig, guided, sample_heun
 from vidpred.diffusion.guidance import Branch, branches, rescale
 from vidpred.errors import UserError
@@ -216,3 +217,88 @@ def test_no_noise_is_drawn_without_guidance():
 def test_broken_guidance_is_refused(broken, message):
     with pytest.raises(UserError, match=f"sampling.guidance.{message}"):
         GuidanceConfig(**broken)
+
+
+# Guidance over conditions -----------------------------------------------------------------------------------
+
+CONDITION = Condition(classes=torch.tensor([2, 5]))
+
+
+class Classes(Records):
+    """As Records, and 10 (class + 1) more where there is a class."""
+
+    def __call__(self, x, level, given, frame_times, condition):
+        answer = super().__call__(x, level, given, frame_times)
+        self.calls[-1] += (condition,)
+        return answer + append_dims(10.0 * (condition.classes + 1), x.ndim)
+
+
+def under_condition(config, condition=CONDITION, code_level=500):
+    """The denoiser, and (B,) what it says, guided, of the unknown frames."""
+    denoiser, (_, _, x, level, noise) = Classes(), setup(config, code_level=code_level)
+    denoise = guided(denoiser, GIVEN, TIMES, SCHEDULE, lambda: noise, config, condition)
+    return denoiser, denoise(x, level)[:, 3, 0, 0, 0]
+
+
+TOLD = torch.tensor([30.0, 60.0], dtype=torch.float64)  # what the condition adds
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 2.0, 7.5])
+def test_condition_guidance_is_null_plus_scale_times_the_difference(scale):
+    denoiser, said = under_condition(GuidanceConfig(condition_scale=scale))
+    torch.testing.assert_close(said, FULL + scale * (FULL + TOLD - FULL))
+    (call,) = denoiser.calls
+    assert len(call[0]) == (B if scale == 0 else 2 * B)  # of weight 0 nothing is asked
+    assert call[2].equal(GIVEN.repeat(len(call[0]) // B, 1))  # the given frames stay in both
+    assert call[4].classes.tolist() == [2, 5, -1, -1][-len(call[0]) :]
+
+
+@pytest.mark.parametrize("kind, parts", [("none", 1), ("vanilla", 1)])
+def test_condition_scale_1_takes_one_call_that_is_told_the_condition(kind, parts):
+    denoiser, said = under_condition(GuidanceConfig(kind, rescale=0.5, low=0.2))
+    assert torch.equal(said, FULL + TOLD) and len(denoiser.calls[0][0]) == parts * B
+    assert denoiser.calls[0][4] is CONDITION
+
+
+def test_without_a_condition_its_scale_does_nothing():
+    config = GuidanceConfig(condition_scale=3.0)
+    assert branches(config) == [Branch(1.0)]
+    denoiser, denoise, x, level, _ = setup(config)
+    assert torch.equal(denoise(x, level)[:, 3, 0, 0, 0], FULL) and len(denoiser.calls[0]) == 4
+
+
+def test_both_guidances_add_up():
+    config = GuidanceConfig("vanilla", 2.0, condition_scale=3.0)
+    denoiser, said = under_condition(config)
+    # D(0, c) + 2 (D(H, c) - D(0, c)) + (3 - 1) (D(H, c) - D(H, 0)), with D(H, c) = H + c
+    torch.testing.assert_close(said, TOLD + 2 * FULL + 2 * TOLD)
+    assert len(denoiser.calls[0][0]) == 3 * B
+    assert sum(branch.weight for branch in branches(config, True)) == pytest.approx(1)
+    temporal = GuidanceConfig("temporal", 3.0, subsets=(1, -1), condition_scale=2.5)
+    assert [branch.conditioned for branch in branches(temporal, True)] == [True] * 4 + [False]
+    assert sum(branch.weight for branch in branches(temporal, True)) == pytest.approx(1)
+
+
+def test_condition_guidance_acts_between_low_and_high_alone():
+    config = GuidanceConfig(condition_scale=4.0, low=0.3, high=0.9)
+    torch.testing.assert_close(under_condition(config)[1], FULL + 4 * TOLD)
+    denoiser, said = under_condition(config, code_level=998)
+    assert torch.equal(said, FULL + TOLD) and len(denoiser.calls[0][0]) == B
+    assert denoiser.calls[0][4] is CONDITION
+
+
+def test_condition_guidance_is_rescaled_to_the_deviation_with_the_condition():
+    config = GuidanceConfig(condition_scale=4.0, rescale=0.6)
+
+    def denoiser(x, level, given, frame_times, condition):
+        return x * append_dims(0.5 + (condition.classes >= 0), x.ndim)
+
+    x, (_, _, _, level, noise) = randoms(0), setup(config)
+    denoise = guided(denoiser, GIVEN, TIMES, SCHEDULE, lambda: noise, config, CONDITION)
+    expected = rescale(0.5 * x + 4 * x, 1.5 * x, ~GIVEN, 0.6)
+    torch.testing.assert_close(denoise(x, level)[~GIVEN], expected[~GIVEN])
+
+
+def test_a_condition_scale_that_is_none():
+    with pytest.raises(UserError, match="sampling.guidance.condition_scale: -1.0 must be 0 or more"):
+        GuidanceConfig(condition_scale=-1.0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from vidpred.conditions import ConditionShape
 from vidpred.errors import UserError
 from vidpred.networks import NETWORKS, SpatioTemporalUNet, UNetConfig, build_network
 
@@ -201,7 +202,10 @@ def test_the_configuration_reaches_the_network():
     network = build_network(config, 12, 6)
     built = dict(network.config)
     for key, value in vars(config).items():
-        assert key == "kind" or built[key] == value, key
+        assert key in ("kind", "cross_attention_levels") or built[key] == value, key
+    told = build_network(config, 12, 6, ConditionShape(24, True))
+    assert told.config.condition_width == 24 and told.config.cross_attention_levels == (2,)  # as spatial
+    assert built["condition_width"] == 0 and built["cross_attention_levels"] == ()
     assert network(*inputs(channels=12)).shape == (2, 4, 6, 6, 8)
     down = [block for blocks in network.down for block in blocks]
     attention = [type(layer).__name__ for block in down for layer in block.attention]

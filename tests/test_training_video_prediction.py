@@ -12,8 +12,9 @@ from training_tiny import metrics
 from vidpred import range_checks
 from vidpred.autoencoders import MockConfig, build_autoencoder
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
-from vidpred.conditioning import ConditioningConfig, prediction_roles
-from vidpred.data import Clip, ClipDataset, ClipError, evaluation_batches, training_loader
+from vidpred.conditioning import ConditionConfig, Conditioner, ConditioningConfig, prediction_roles
+from vidpred.conditions import ConditionBatch
+from vidpred.data import Clip, ClipBatch, ClipDataset, ClipError, evaluation_batches, training_loader
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import LevelConfig, NoiseSchedule, SamplingConfig, ScheduleConfig, build_levels, build_parameterization
 from vidpred.errors import UserError
@@ -166,6 +167,26 @@ def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
         assert 3 <= (t[start : start + 8] < 500).sum() <= 5
     far = task._training_level(draws + 10**12, roles).code[:, 1]
     assert 0.45 < (far > level.code[:, 1].median()).float().mean() < 0.55
+
+
+def test_conditions_are_dropped_by_the_draw_at_their_rate(tmp_path):
+    task, rows = make_task(tmp_path), 4000
+    task._predictor.conditioner = Conditioner(ConditionConfig(kinds=("class",), class_names=("a", "b"), dropout=0.25))
+    asked = ConditionBatch(class_names=["b"] * rows)
+    roles = torch.full((rows, 2), UNKNOWN, dtype=torch.uint8)
+    frames, names = torch.empty(rows, 2, 3, 1, 1), ["x"] * rows
+    batch = ClipBatch(frames, roles, torch.zeros(rows, 2), torch.arange(rows), names, asked)
+    dropped = task._condition(batch, dropped=True).classes < 0
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / rows) ** 0.5)
+    assert abs(torch.corrcoef(torch.stack([dropped[1:], dropped[:-1]]).float())[0, 1]) < 0.06
+    assert (task._condition(batch, dropped=False).classes == 1).all()  # as validation asks
+    some = batch.first(7)
+    some.draws = torch.arange(100, 107)
+    assert torch.equal(task._condition(some, dropped=True).classes < 0, dropped[100:107])  # of the draw alone
+    task._seed += 1
+    assert not torch.equal(task._condition(batch, dropped=True).classes < 0, dropped)
+    task._predictor.conditioner = None
+    assert task._condition(batch, dropped=True) is None
 
 
 def test_free_frames_have_levels_of_their_own_and_hidden_ones_are_pure_noise(tmp_path):

@@ -194,6 +194,7 @@ def test_crops_are_squares_of_the_frames_and_repeat_with_them(tmp_path):
         ([*ADVERSARIAL, "--vae.adversarial.layers=3"], "vae.adversarial.layers: 3 layers leave nothing"),
         (["--vae.crop=null", "--vae.lpips_weight=0.1"], "vae.lpips_weight: 0.1, and LPIPS is unavailable: switched"),
         (["--training.double_resolution_at=[2]"], "training.double_resolution_at: is of video prediction"),
+        (["--training.visualize_prompts=[a]"], "training.visualize_prompts: a VAE knows no prompts"),
         (["--sampling.num_inference_steps=3"], "belongs to task video_prediction, and this is task autoencoder"),
     ],
 )

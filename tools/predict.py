@@ -4,6 +4,9 @@
     python tools/predict.py VIDEO -n 40 --trajectories 4          four futures side by side
     python tools/predict.py VIDEO --interpolate 3                 three new frames between each two
     python tools/predict.py VIDEO -n 400 --rollout keyframes --stabilization 0.05
+    python tools/predict.py VIDEO --class walking                 under a condition, for models that take it
+    python tools/predict.py VIDEO --text "a red car" --condition-guidance 3
+    python tools/predict.py VIDEO -n 40 --actions steps.csv       a row for each context frame, then for each new one
 
 Above the predictions: the true continuation, as far as the file has it. Context frames have a green border, predicted
 ones an orange one. Frame rate and size are those of the model's clips of this video.
@@ -23,9 +26,11 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.assembly import open_subject  # noqa: E402
+from vidpred.conditions import ConditionBatch  # noqa: E402
+from vidpred.data import ClipError, read_actions  # noqa: E402
 from vidpred.diagnosis import Subject, video_clip  # noqa: E402
 from vidpred.diffusion import SAMPLERS  # noqa: E402
-from vidpred.errors import UserError, door  # noqa: E402
+from vidpred.errors import UserError, door, require  # noqa: E402
 from vidpred.prediction import Predictor, RolloutOptions  # noqa: E402
 from vidpred.video_io import trajectory_video, write_png  # noqa: E402
 
@@ -58,11 +63,15 @@ def _continuation(options: argparse.Namespace, subject: Subject) -> tuple[Iterat
     clip, fps = video_clip(subject, options.video, predictor.context_frames + count, options.start)
     context, truth = clip.frames[0].tensor_split([predictor.context_frames])
     rollout = RolloutOptions(options.rollout, options.overlap, options.stabilization, options.stride)
+    condition = _condition(options, len(context) + count)
+    predictor.condition(condition, 1, len(context) + count)  # what the model does not take is refused now
 
     def moments() -> Iterator[tuple[bool, Tensor | None, Tensor]]:
         for frame in context:
             yield True, frame, frame.expand(options.trajectories, -1, -1, -1)
-        pieces = predictor.rollout(context, count, options.seed, trajectories=options.trajectories, options=rollout)
+        pieces = predictor.rollout(
+            context, count, options.seed, condition=condition, trajectories=options.trajectories, options=rollout
+        )
         done = 0
         with tqdm(total=count, desc="predicting", unit="frame") as bar:
             for piece in pieces:
@@ -82,6 +91,9 @@ def _interpolation(options: argparse.Namespace, subject: Subject) -> tuple[Itera
     given = torch.zeros(steps + 1, dtype=torch.bool)
     given[[0, -1]] = True
     times = torch.arange(steps + 1) / steps  # of frame intervals, as the model knows them
+    require(options.actions is None, "--actions: frames between two others have none; leave it out")
+    condition = _condition(options, len(times))
+    subject.predictor.condition(condition, 1, len(times))
 
     def moments() -> Iterator[tuple[bool, Tensor | None, Tensor]]:
         yield True, None, known[0].expand(options.trajectories, -1, -1, -1)
@@ -90,13 +102,26 @@ def _interpolation(options: argparse.Namespace, subject: Subject) -> tuple[Itera
             frames = ends[:1].repeat(steps + 1, 1, 1, 1)
             frames[-1] = ends[1]
             filled = subject.predictor.fill(
-                frames, given, options.seed, frame_times=times, trajectories=options.trajectories,
+                frames, given, options.seed, frame_times=times, condition=condition, trajectories=options.trajectories,
                 draws=torch.tensor([place]),
             )  # fmt: skip
             for time in range(1, steps + 1):
                 yield time == steps, None, filled[:, time]
 
     return moments(), fps * steps
+
+
+def _condition(options: argparse.Namespace, frames: int) -> ConditionBatch | None:
+    """What is asked for, of one clip of so many frames; None where nothing is."""
+    actions = None
+    if options.actions is not None:
+        try:
+            actions = torch.from_numpy(read_actions(options.actions, frames))[None]
+        except ClipError as error:
+            raise UserError(f"--actions: {error}; the context frames come first, then those of -n") from error
+    name, text = ([value] if value is not None else None for value in (options.class_name, options.text))
+    asked = ConditionBatch(name, text, actions)
+    return asked if asked.parts() else None
 
 
 def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
@@ -109,6 +134,13 @@ def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
     if options.guidance is not None:
         kind = "vanilla" if sampling.guidance.kind == "none" else sampling.guidance.kind
         guidance = dataclasses.replace(sampling.guidance, kind=kind, scale=options.guidance)
+        sampling = dataclasses.replace(sampling, guidance=guidance)
+    if options.condition_guidance is not None:
+        require(
+            options.class_name is not None or options.text is not None or options.actions is not None,
+            "--condition-guidance: nothing is asked for; give --class, --text or --actions, or leave it out",
+        )
+        guidance = dataclasses.replace(sampling.guidance, condition_scale=options.condition_guidance)
         sampling = dataclasses.replace(sampling, guidance=guidance)
     predictor.sampling = sampling
 
@@ -127,6 +159,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="sampling steps (the model's)")
     parser.add_argument("--sampler", choices=SAMPLERS, help="(the model's)")
     parser.add_argument("--guidance", type=float, metavar="SCALE", help="guidance on the history; 1 is none")
+    parser.add_argument("--class", dest="class_name", metavar="NAME", help="the class to continue it as")
+    parser.add_argument("--text", help="the text to continue it by")
+    parser.add_argument("--actions", type=Path, metavar="FILE", help=".npy, .npz or .csv, a row per frame")
+    parser.add_argument("--condition-guidance", type=float, metavar="SCALE", help="on class, text, actions; 1 is none")
     parser.add_argument("--rollout", choices=("sliding", "keyframes", "pyramid"), default="sliding")
     parser.add_argument("--overlap", type=int, help="known frames in every window (the model's context)")
     parser.add_argument("--stabilization", type=float, default=0.0, help="noise on predicted frames that are given (0)")

@@ -9,6 +9,7 @@ B clips of T frames. An action (A numbers) is what is done on the way to its fra
 action of a clip's frame is the sum over the source's frames that were skipped, and 0 where a frame is shown again.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Callable, Optional, Sequence
 
@@ -73,9 +74,6 @@ class ConditionBatch:
     def _with_actions(self, change: Callable[[Tensor], Tensor]) -> "ConditionBatch":
         return ConditionBatch(self.class_names, self.text, None if self.actions is None else change(self.actions))
 
-    def __len__(self) -> int:
-        return len(next(part for part in (self.class_names, self.text, self.actions) if part is not None))
-
     def __getstate__(self) -> tuple:
         # As in ClipBatch: a small tensor is not worth a file descriptor of its own on its way from a worker.
         return self.class_names, self.text, None if self.actions is None else self.actions.numpy()
@@ -83,6 +81,75 @@ class ConditionBatch:
     def __setstate__(self, state: tuple) -> None:
         self.class_names, self.text, actions = state
         self.actions = None if actions is None else torch.from_numpy(actions)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Of B rows, on the device; all parts that the model takes are there, and null where a row has none.
+
+    classes: (B,) int64, -1 is null.
+    text: (B, L) int64 tokens, or (B, L, F) float32 features of a frozen encoder; text_mask: (B, L) bool, which of them
+        there are; a row without any is null.
+    actions: (B, T, A) float32; actions_known: (B,) bool.
+    """
+
+    classes: Optional[Tensor] = None
+    text: Optional[Tensor] = None
+    text_mask: Optional[Tensor] = None
+    actions: Optional[Tensor] = None
+    actions_known: Optional[Tensor] = None
+
+    def without(self, dropped: Tensor) -> "Condition":
+        """Null in the rows `dropped` (B,) bool."""
+        return dataclasses.replace(
+            self,
+            classes=None if self.classes is None else self.classes.masked_fill(dropped, -1),
+            text_mask=None if self.text_mask is None else self.text_mask & ~dropped[:, None],
+            actions_known=None if self.actions_known is None else self.actions_known & ~dropped,
+        )
+
+    def null(self) -> "Condition":
+        """Null in all rows."""
+        value = next(value for value in vars(self).values() if value is not None)
+        return self.without(torch.ones(len(value), dtype=torch.bool, device=value.device))
+
+    @staticmethod
+    def cat(parts: Sequence["Condition"]) -> "Condition":
+        """The rows of all parts, one after the other."""
+        columns = zip(*(vars(part).values() for part in parts))
+        return Condition(*(None if values[0] is None else torch.cat(values) for values in columns))
+
+    def repeat_interleave(self, copies: int) -> "Condition":
+        """Every row `copies` times, next to each other."""
+        values = vars(self).values()
+        return Condition(*(None if value is None else value.repeat_interleave(copies, 0) for value in values))
+
+    def at_frames(self, frames: Tensor) -> "Condition":
+        """Actions at the frames (T,) int64, ascending, see `actions_at`; past the last action it is repeated."""
+        if self.actions is None:
+            return self
+        last = self.actions[:, -1:].expand(-1, len(frames), -1)
+        length = self.actions.shape[1]
+        shown = actions_at(self.actions, frames.clamp(max=length - 1))
+        return dataclasses.replace(self, actions=torch.where((frames < length)[:, None], shown, last))
+
+
+@dataclass(frozen=True)
+class ConditionShape:
+    """What a network is built for: embeddings of this width, and whether tokens are among them."""
+
+    width: int
+    has_tokens: bool
+
+
+@dataclass(frozen=True)
+class ConditionEmbedding:
+    """What a network receives. per_frame: (B, T, W). tokens: (B, L, W), token_mask (B, L) bool with at least one true
+    in each row; None where the model takes no text."""
+
+    per_frame: Tensor
+    tokens: Optional[Tensor] = None
+    token_mask: Optional[Tensor] = None
 
 
 def actions_at(actions: Tensor, frames: Tensor) -> Tensor:

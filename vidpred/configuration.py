@@ -23,7 +23,7 @@ import jsonargparse
 import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
-from vidpred.conditioning import ConditioningConfig
+from vidpred.conditioning import ConditionConfig, ConditioningConfig, trained_tasks
 from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
@@ -98,6 +98,7 @@ class Config(RunConfig):
     network: Any
     """The denoising network (network.kind)."""
     conditioning: ConditioningConfig = field(default_factory=ConditioningConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -130,6 +131,31 @@ class Config(RunConfig):
                     f"diffusion.schedule.num_train_timesteps is {levels}; lower the one or raise the other"
                 )
         require_possible(self.diffusion, self.sampling)
+        self._require_possible_guidance()
+        self._require_possible_prompts()
+
+    def _require_possible_guidance(self) -> None:
+        scale, condition = self.sampling.guidance.condition_scale, self.condition
+        if scale != 1 and not (condition.kinds and condition.dropout > 0):
+            raise UserError(
+                f"sampling.guidance.condition_scale: {scale} compares with the network without its condition, and "
+                f"condition.kinds is {list(condition.kinds)}, condition.dropout {condition.dropout}; set kinds, and a "
+                "dropout above 0, or leave the scale at 1"
+            )
+
+    def _require_possible_prompts(self) -> None:
+        if not self.training.visualize_prompts:
+            return
+        if not {"text", "class"} & set(self.condition.kinds):
+            raise UserError(
+                f"training.visualize_prompts: condition.kinds is {list(self.condition.kinds)}; add text or class, or "
+                "leave the prompts out"
+            )
+        if "unconditional" not in trained_tasks(self.conditioning):
+            raise UserError(
+                f"training.visualize_prompts: conditioning.scheme {self.conditioning.scheme} never trains to draw "
+                "clips from nothing; use unconditional or random (also in a mixture), or leave the prompts out"
+            )
 
 
 @dataclass(kw_only=True)
@@ -148,6 +174,8 @@ class VaeConfig(RunConfig):
             raise UserError(f"vae.crop: {side} does not fit into frames of {smallest} pixels; lower it")
         if self.training.double_resolution_at:
             raise UserError("training.double_resolution_at: is of video prediction; leave it out, and train on vae.crop")
+        if self.training.visualize_prompts:
+            raise UserError("training.visualize_prompts: a VAE knows no prompts; leave them out")
 
 
 TASKS = {"video_prediction": Config, "autoencoder": VaeConfig}
@@ -274,10 +302,17 @@ def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = 
             yield f"{prefix}{f.name}", type_
 
 
+def _holds_mapping(type_: Any) -> bool:
+    """Whether a value of this type may be a mapping, whose keys are no keys of the configuration."""
+    return typing.get_origin(type_) is dict or any(map(_holds_mapping, typing.get_args(type_)))
+
+
 def _check_keys(run: type[RunConfig], sections: Mapping[str, type], keys: Sequence[str]) -> None:
     """UserError at the first key that is a secret, a bare section, of another task, or not known, with the nearest
     known one."""
-    known = [key for key, _ in _known_keys(run, sections)]
+    types_by_key = dict(_known_keys(run, sections))
+    known = list(types_by_key)
+    mappings = tuple(f"{key}." for key, type_ in types_by_key.items() if _holds_mapping(type_))
     for key in keys:
         # Known or not, a token is one; data.key alone names an array in a file.
         if SECRET.search(key) and not (key == "data.key" and key in known):
@@ -285,7 +320,7 @@ def _check_keys(run: type[RunConfig], sections: Mapping[str, type], keys: Sequen
                 f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
                 "by the service's own command or environment variable (WANDB_API_KEY)"
             )
-        if key in known or key in ("help", "print_config"):
+        if key in known or key in ("help", "print_config") or key.startswith(mappings):
             continue
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vidpred.conditions import Condition
 from vidpred.diffusion.levels import NoiseLevel, add_noise
 from vidpred.diffusion.motion import MotionCompensation
 from vidpred.diffusion.parameterizations import Parameterization
@@ -63,11 +64,12 @@ class Denoiser(nn.Module):
         return Denoiser(network, self.parameterization, self.residual, self.weight, self.motion)
 
     def forward(
-        self, x: Tensor, level: NoiseLevel, given: Tensor, frame_times: Tensor, condition: Tensor | None = None
+        self, x: Tensor, level: NoiseLevel, given: Tensor, frame_times: Tensor, condition: Condition | None = None
     ) -> Tensor:
         """The clean estimate x0 of every frame, (B, T, C, H, W), unclipped.
 
-        x (B, T, C, H, W) at `level` (B, T); given (B, T) bool; frame_times (B, T).
+        x (B, T, C, H, W) at `level` (B, T); given (B, T) bool; frame_times (B, T); `condition` where the network takes
+        one.
         """
         check_clip("x", x)
         output, reference = self._run_network(x, level, given, frame_times, condition)
@@ -82,7 +84,7 @@ class Denoiser(nn.Module):
         level: NoiseLevel,
         given: Tensor,
         frame_times: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         scored: Tensor | None = None,
     ) -> DenoisingLoss:

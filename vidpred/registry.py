@@ -14,6 +14,7 @@ One's own network or data set joins by the same decorator that the built-in ones
 """
 
 import dataclasses
+import inspect
 import typing
 from typing import Any, Callable, Mapping
 
@@ -50,6 +51,10 @@ class Registry:
 
     def build(self, config: Any, *args: Any, **parts: Any) -> Any:
         return self._find(config.kind)[1](config, *args, **parts)
+
+    def takes(self, kind: str, part: str) -> bool:
+        """Whether the kind's builder has a parameter of that name."""
+        return part in inspect.signature(self._find(kind)[1]).parameters
 
     def from_mapping(self, mapping: Mapping[str, Any]) -> Any:
         """The dataclass of `mapping["kind"]`, filled from a plain dictionary (a saved configuration)."""

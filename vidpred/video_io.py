@@ -189,15 +189,34 @@ def save_clip_panels(
     return paths
 
 
-def save_grid(path: PathLike, pictures: Tensor) -> list[Path]:
-    """Writes all `pictures`, uint8 (N, C, H, W), into one PNG, row by row in a square; [its path]."""
+def save_grid(path: PathLike, pictures: Tensor, columns: Optional[int] = None) -> list[Path]:
+    """Writes all `pictures`, uint8 (N, C, H, W), into one PNG, row by row, in a square where `columns` is None; [its
+    path]."""
     _check_frames(pictures)
-    tiles: list[Optional[np.ndarray]] = _tiles(pictures.cpu())
-    columns = math.ceil(math.sqrt(len(tiles)))
-    tiles += [None] * (-len(tiles) % columns)
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    write_png(path, _as_tensor(_grid(rows, NO_COLOUR)))
+    write_png(path, _as_tensor(_in_rows(pictures, columns)))
     return [Path(path)]
+
+
+def save_clip_grid(
+    folder: PathLike, name: str, clips: Tensor, fps: float, columns: Optional[int] = None
+) -> list[Path]:
+    """Clips uint8 (N, T, C, H, W) side by side, as `save_grid` lays them out: `<name>.png` of single frames, else
+    `<name>.gif` and `<name>.mp4`; their paths."""
+    if clips.shape[1] == 1:
+        return save_grid(Path(folder) / f"{name}.png", clips[:, 0], columns)
+    moving = _as_tensor(np.stack([_in_rows(pictures, columns) for pictures in clips.unbind(1)]))
+    paths = [Path(folder) / f"{name}.{ending}" for ending in ("gif", "mp4")]
+    write_gif(paths[0], moving, fps)
+    write_video(paths[1], moving, fps)
+    return paths
+
+
+def _in_rows(pictures: Tensor, columns: Optional[int]) -> np.ndarray:
+    """(N, C, H, W) -> (H', W', 3)."""
+    tiles: list[Optional[np.ndarray]] = _tiles(pictures.cpu())
+    columns = columns or math.ceil(math.sqrt(len(tiles)))
+    tiles += [None] * (-len(tiles) % columns)
+    return _grid([tiles[start : start + columns] for start in range(0, len(tiles), columns)], NO_COLOUR)
 
 
 @contextlib.contextmanager

@@ -8,12 +8,14 @@ from vidpred.errors import UserError
 
 # Changed between two starts of one run, these make another model or other data of it, so a resume refuses them.
 FIXED_KEYS = (
-    "task", "vae", "data", "autoencoder", "network", "conditioning", "diffusion", "seed", "init_from", "overfit_one_batch",
+    "task", "vae", "data", "autoencoder", "network", "conditioning", "condition", "diffusion", "seed", "init_from",
+    "overfit_one_batch",
     "training.batch_size",  # running draw numbers are counted in batches
 )
 FREE_KEYS = (
     "data.root", "data.num_workers", "data.decode_timeout", "data.cache", "data.max_bad_fraction",
     "autoencoder.frames_per_chunk", "autoencoder.half", "autoencoder.min_psnr", "network.activation_checkpointing",
+    "condition.class_names", "condition.action_scale",  # compared with the data, where they are known
 )
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from vidpred import distributed, random_streams
+from vidpred.assembly.conditions import settle_conditions
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
-from vidpred.conditioning import evaluation_roles, trained_tasks, training_roles
+from vidpred.conditioning import Conditioner, condition_shape, evaluation_roles, trained_tasks, training_roles
 from vidpred.configuration import Config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
@@ -22,6 +23,7 @@ from vidpred.evaluation import Evaluation, evaluate
 from vidpred.networks import build_network
 from vidpred.prediction import LatentCalibration, Predictor, measure_calibration
 from vidpred.training import load_weights
+from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
     logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
     config.training.settle_epoch(len(train_clips))
+    settle_conditions(config, train_clips, checkpoint or beginning)
     roles = training_roles(config.conditioning)
     evaluated = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)
     if config.evaluation.task not in trained_tasks(config.conditioning):
@@ -82,8 +85,15 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
         open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
-        shrinkage=config.training.shrinkage,
+        shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor),
     )
+
+
+def _prompts(config: Config, predictor: Predictor) -> PromptPictures:
+    words = tuple(config.training.visualize_prompts)
+    if words:
+        predictor.prompts(words)  # a class that is not known is refused now
+    return PromptPictures(words, config.data.height, config.data.width, config.evaluation.batch_size, config.seed)
 
 
 def build_predictor(
@@ -93,14 +103,16 @@ def build_predictor(
     torch.manual_seed(int(random_streams.host_generator(config.seed, "weights", 0).integers(2**63)))
     channels = autoencoder.latent_channels
     motion = MotionCompensation(config.diffusion.motion_radius)
-    network = build_network(config.network, channels, channels + motion.channels).to(device)
+    conditioner = Conditioner(config.condition) if config.condition.kinds else None
+    network = build_network(config.network, channels, channels + motion.channels, condition_shape(config.condition))
+    network = (conditioner.around(network) if conditioner else network).to(device)
     schedule = NoiseSchedule(config.diffusion.schedule)
     parameterization = build_parameterization(config.diffusion.parameterization, schedule, config.diffusion.sigma_data)
     weight = build_weight(config.diffusion.weight, parameterization, schedule)
     denoiser = Denoiser(network, parameterization, config.diffusion.residual, weight, motion)
     return Predictor(
         denoiser, autoencoder, calibration, schedule,
-        config.sampling, config.conditioning.context_frames, config.data.num_frames,
+        config.sampling, config.conditioning.context_frames, config.data.num_frames, conditioner=conditioner,
     )
 
 

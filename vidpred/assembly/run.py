@@ -31,6 +31,7 @@ def train(config: RunConfig) -> RunOutcome:
             require_same_run(config, checkpoint)
         _save_resolved(config, folder)
         task = TASK_BUILDERS[type(config)](config, folder, device, checkpoint)
+        _save_resolved(config, folder)  # with what the data told: classes, the scale of actions
         resolved, step = config.resolved(), checkpoint.step if checkpoint else 0
         loggers = build_loggers(config.logging, config.wandb, folder, config.name, resolved, step)
         trainer = Trainer(

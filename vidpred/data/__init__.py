@@ -9,6 +9,7 @@ from vidpred.data.image_folder import ImageFolderConfig
 from vidpred.data.item_conditions import read_actions, read_metadata
 from vidpred.data.loading import ClipLoader, sample_clips, training_loader
 from vidpred.data.moving_digits import DigitTracks, MovingDigitsConfig, digit_tracks
+from vidpred.data.pushed_shapes import PushedScene, PushedShapesConfig, pushed_scene
 from vidpred.data.shapes import ShapesConfig
 from vidpred.data.video_folder import VideoFolderConfig
 
@@ -26,12 +27,15 @@ __all__ = [
     "FrameFolderConfig",
     "ImageFolderConfig",
     "MovingDigitsConfig",
+    "PushedScene",
+    "PushedShapesConfig",
     "ShapesConfig",
     "VideoFolderConfig",
     "build_dataset",
     "digit_tracks",
     "evaluation_batches",
     "evenly_spaced_clips",
+    "pushed_scene",
     "read_actions",
     "read_metadata",
     "require_half",

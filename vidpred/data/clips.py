@@ -99,8 +99,9 @@ class ClipDataset(abc.ABC):
     """The classes of the clips of all splits, sorted; empty where clips have none."""
     has_text: bool = False
     """Whether every clip comes with a text."""
-    action_size: int = 0
-    """The length of the action vector of every frame; 0 where clips have none."""
+    action_scale: tuple[float, ...] = ()
+    """The size of each of the numbers of an action (root mean square over the training data); empty where clips have no
+    actions."""
 
     @abc.abstractmethod
     def __len__(self) -> int:

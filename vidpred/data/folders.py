@@ -143,8 +143,7 @@ def build_split(
     _check_bad_fraction(report, config.max_bad_fraction)
     dataset = make(f"{root.name} ({split})", report.sources[split])
     dataset.report = report
-    every = [source for sources in report.sources.values() for source in sources]
-    conditions = find_conditions(root, config, every, split_method(names, config) == "folders")
+    conditions = find_conditions(root, config, report.sources, split_method(names, config) == "folders")
     if conditions is not None:
         dataset.add_conditions(conditions)
     return dataset

@@ -29,14 +29,15 @@ class ItemConditions:
     """Of the items of all splits, by the name of their source.
 
     classes: name -> class, None without classes. texts: name -> text. action_files: name -> path under root.
-    action_size: A, 0 without actions. prompt_templates: as data.prompt_templates; `of` gives the text alone.
+    action_scale: (A,) root mean square of each number over the training items, 1 where it is always 0.
+    prompt_templates: as data.prompt_templates; `of` gives the text alone.
     """
 
     root: Path
     classes: Optional[dict[str, str]]
     texts: Optional[dict[str, str]]
     action_files: Optional[dict[str, str]]
-    action_size: int
+    action_scale: tuple[float, ...]
     prompt_templates: tuple[str, ...] = ()
 
     @property
@@ -55,10 +56,10 @@ class ItemConditions:
 
 
 def find_conditions(
-    root: Path, config: FolderConfig, sources: list[Source], in_split_folders: bool
+    root: Path, config: FolderConfig, sources: dict[str, list[Source]], in_split_folders: bool
 ) -> Optional[ItemConditions]:
-    """What the configuration asks for, of every source; None where it asks for nothing. Rank 0 looks, and all ranks,
-    which must all call it, know. Raises UserError with the first item that lacks something."""
+    """What the configuration asks for, of every source of each split; None where it asks for nothing. Rank 0 looks, and
+    all ranks, which must all call it, know. Raises UserError with the first item that lacks something."""
     if config.classes == "none" and config.captions == "none" and not config.actions:
         return None
     found = distributed.broadcast_object(
@@ -76,12 +77,18 @@ def _attempt(find: Callable[[], ItemConditions]) -> ItemConditions | str:
         return str(error)
 
 
-def _find(root: Path, config: FolderConfig, sources: list[Source], in_split_folders: bool) -> ItemConditions:
+def _find(
+    root: Path, config: FolderConfig, splits: dict[str, list[Source]], in_split_folders: bool
+) -> ItemConditions:
+    sources = [source for split in splits.values() for source in split]
     names = [source.name for source in sources]
     classes = {name: _class_of(name, in_split_folders) for name in names} if config.classes == "folders" else None
     texts = _texts(root, config.captions, names) if config.captions != "none" else None
-    files, size = _action_files(root, sources) if config.actions else (None, 0)
-    return ItemConditions(root, classes, texts, files, size, tuple(config.prompt_templates))
+    files, scale = None, ()
+    if config.actions:
+        files, sizes = _action_files(root, sources)
+        scale = _scale(np.array([sizes[source.name] for source in splits["train"] or sources]))
+    return ItemConditions(root, classes, texts, files, scale, tuple(config.prompt_templates))
 
 
 def file_of(name: str) -> str:
@@ -159,32 +166,46 @@ def _read_text(path: Path, name: str) -> str:
 # Actions ---------------------------------------------------------------------------------------------------
 
 
-def _action_files(root: Path, sources: list[Source]) -> tuple[dict[str, str], int]:
-    """Source -> its side file relative to root, and the length A that all rows have; every file is read once."""
-    files, first = {}, None
+def _action_files(root: Path, sources: list[Source]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Source -> its side file relative to root, and the mean squares (A,) of its numbers; every file is read once."""
+    files, squares = {}, {}
     for source in sources:
-        stem = _side_file(root, source.name)
-        found = [stem + ending for ending in ACTION_ENDINGS if (root / (stem + ending)).is_file()]
-        if not found:
+        files[source.name] = _action_file(root, source)
+        squares[source.name] = _mean_squares(root / files[source.name], source.frames)
+        first = sources[0].name
+        size, before = len(squares[source.name]), len(squares[first])
+        if size != before:
             raise UserError(
-                f"data.actions: {source.name} has no {stem}.npy, .npz or .csv beside it; write one row for each of its "
-                f"{source.frames} frames into it"
+                f"data.actions: {files[source.name]} has rows of {size} numbers, {files[first]} of {before}; "
+                "make them equal"
             )
-        if len(found) > 1:
-            raise UserError(f"data.actions: {source.name} has both {found[0]} and {found[1]}; keep one")
-        files[source.name] = found[0]
-        size = _checked_size(root / found[0], source.frames)
-        first = first or (found[0], size)
-        if size != first[1]:
-            raise UserError(f"data.actions: {found[0]} has rows of {size} numbers, {first[0]} of {first[1]}; make them equal")
-    return files, first[1] if first else 0
+    return files, squares
 
 
-def _checked_size(path: Path, frames: int) -> int:
+def _action_file(root: Path, source: Source) -> str:
+    stem = _side_file(root, source.name)
+    found = [stem + ending for ending in ACTION_ENDINGS if (root / (stem + ending)).is_file()]
+    if not found:
+        raise UserError(
+            f"data.actions: {source.name} has no {stem}.npy, .npz or .csv beside it; write one row for each of its "
+            f"{source.frames} frames into it"
+        )
+    if len(found) > 1:
+        raise UserError(f"data.actions: {source.name} has both {found[0]} and {found[1]}; keep one")
+    return found[0]
+
+
+def _mean_squares(path: Path, frames: int) -> np.ndarray:
     try:
-        return read_actions(path, frames).shape[1]
+        return np.square(read_actions(path, frames), dtype=np.float64).mean(axis=0)
     except ClipError as error:
         raise UserError(f"data.actions: {error}") from error
+
+
+def _scale(squares: np.ndarray) -> tuple[float, ...]:
+    """Mean squares (items, A) -> (A,); in six digits, which are read in a configuration."""
+    rms = np.sqrt(squares.mean(axis=0))
+    return tuple(float(f"{value:.6g}") if value > 0 else 1.0 for value in rms)
 
 
 def read_actions(path: Path, frames: Optional[int] = None) -> np.ndarray:

@@ -109,8 +109,10 @@ class Shape:
 
     def draw(self, pixels: np.ndarray) -> None:
         """Paints the shape over (T, height, width, 3) float32 in [0, 1], in place."""
-        frames, height, width = pixels.shape[:3]
-        centres = self.centres(frames, height, width)
+        self.draw_at(pixels, self.centres(*pixels.shape[:3]))
+
+    def draw_at(self, pixels: np.ndarray, centres: np.ndarray) -> None:
+        """The same with the centre of every frame, (T, 2), in the place of the shape's own motion."""
         reach = int(np.ceil(self.radius)) + 1
         # Only the square around the shape is computed.
         corners = np.floor(centres).astype(int) - reach  # (T, 2)
@@ -146,22 +148,24 @@ def _signed_distance(outline: str, x: np.ndarray, y: np.ndarray, radius: float) 
 def random_shapes(config: ShapesConfig, generator: np.random.Generator) -> tuple[np.ndarray, list[Shape]]:
     """(background colour (3,) in [0, 1], shapes in drawing order)."""
     background = generator.uniform(*BACKGROUND, 3)
-    shapes = []
-    for _ in range(config.num_shapes):
-        radius = generator.uniform(*config.radius) * min(config.height, config.width)
-        size = np.array([config.height, config.width])
-        direction, speed = generator.uniform(0, 2 * np.pi), generator.uniform(*config.speed)
-        shapes.append(
-            Shape(
-                outline=OUTLINES[int(generator.integers(len(OUTLINES)))],
-                radius=radius,
-                angle=generator.uniform(0, 2 * np.pi),
-                colour=generator.uniform(*FOREGROUND, 3),
-                start=radius + generator.uniform(0, 1, 2) * (size - 2 * radius),
-                velocity=speed * np.array([np.sin(direction), np.cos(direction)]),
-            )
-        )
-    return background, shapes
+    size = (config.height, config.width)
+    return background, [random_shape(size, config.radius, config.speed, generator) for _ in range(config.num_shapes)]
+
+
+def random_shape(
+    size: tuple[int, int], radii: tuple[float, float], speeds: tuple[float, float], generator: np.random.Generator
+) -> Shape:
+    """In pictures of `size` (height, width); radii are parts of the shorter side, speeds pixels per frame."""
+    radius = generator.uniform(*radii) * min(size)
+    direction, speed = generator.uniform(0, 2 * np.pi), generator.uniform(*speeds)
+    return Shape(
+        outline=OUTLINES[int(generator.integers(len(OUTLINES)))],
+        radius=radius,
+        angle=generator.uniform(0, 2 * np.pi),
+        colour=generator.uniform(*FOREGROUND, 3),
+        start=radius + generator.uniform(0, 1, 2) * (np.array(size) - 2 * radius),
+        velocity=speed * np.array([np.sin(direction), np.cos(direction)]),
+    )
 
 
 def render(config: ShapesConfig, split: str, index: int) -> np.ndarray:

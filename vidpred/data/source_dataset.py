@@ -41,7 +41,7 @@ class SourceDataset(ClipDataset):
         self.conditions = conditions
         self.class_names = conditions.class_names
         self.has_text = conditions.texts is not None
-        self.action_size = conditions.action_size
+        self.action_scale = conditions.action_scale
 
     def __len__(self) -> int:
         return len(self.sources)

@@ -91,13 +91,16 @@ def check_inference(
     known = predictor.context_frames
     context, truth = clips.frames[:, :known], clips.frames[:, known:]
     horizon = predictor.num_frames - known
-    watch = _Watch(predictor.device)
+    watch, condition = _Watch(predictor.device), predictor.conditions_of(clips)
     findings = list(weight_findings(weight_figures(subject.weights, subject.averaged, subject.ema_updates)))
     try:
-        predictor.predict(context, horizon, num_inference_steps=1)  # the first call is slower than all others
+        # The first call is slower than all others.
+        predictor.predict(context, horizon, condition=condition, num_inference_steps=1)
         predictor.log = log
         started = now(predictor.device)
-        prediction = predictor.predict(context, horizon, subject.seed, callback=watch, draws=clips.draws)
+        prediction = predictor.predict(
+            context, horizon, subject.seed, condition=condition, callback=watch, draws=clips.draws
+        )
         seconds = now(predictor.device) - started
     except NotFiniteError as error:
         findings.append(_not_finite(str(error)))

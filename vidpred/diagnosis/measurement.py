@@ -42,8 +42,9 @@ def sampling_steps(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed
     """Samples the unknown frames of `latents` (B, T, C, h, w) once, with the model's own settings."""
     trace = Trace()
     predictor.sample_latents(
-        latents, clips.given, clips.frame_times, clips.draws, seed, callback=trace, purpose=PURPOSE
-    )
+        latents, clips.given, clips.frame_times, clips.draws, seed,
+        condition=predictor.conditions_of(clips), callback=trace, purpose=PURPOSE,
+    )  # fmt: skip
     return trace.rows()
 
 
@@ -62,6 +63,8 @@ def one_step_errors(predictor: Predictor, latents: Tensor, clips: ClipBatch, see
     """The error of one call of the denoiser at ten levels, from pure noise to a tenth of the timesteps."""
     clips = clips.to(latents.device)
     unknown = ~clips.given
+    condition = predictor.condition(predictor.conditions_of(clips), *clips.given.shape)
+    told = () if condition is None else (condition,)
     copied = untrained_reference(predictor.denoiser, latents, clips)
     zero, copy_last = _rms(latents[unknown]), _rms((latents - copied)[unknown])
     rows = []
@@ -71,7 +74,7 @@ def one_step_errors(predictor: Predictor, latents: Tensor, clips: ClipBatch, see
         shape = tuple(latents.shape[1:])
         noise = random_streams.normal(seed, f"{PURPOSE}/level {t}", clips.draws, shape, latents.device)
         estimate = predictor.denoiser(
-            add_noise(latents, noise, level), level, clips.given, clips.frame_times
+            add_noise(latents, noise, level), level, clips.given, clips.frame_times, *told
         )
         error = _rms((estimate - latents)[unknown])
         alpha, sigma = (float(value[unknown][0]) for value in (level.alpha, level.sigma))

@@ -203,6 +203,7 @@ class WatchedPredictor(Predictor):
             sampling,
             predictor.context_frames,
             predictor.num_frames,
+            conditioner=predictor.conditioner,
         )
         self.batches = self.calls = 0
         self.milliseconds_per_frame: list[float] = []

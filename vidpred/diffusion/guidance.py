@@ -1,4 +1,4 @@
-"""History guidance: the clean estimate, pushed away from what the network would say with less history.
+"""Guidance: the clean estimate, pushed away from what the network would say with less history, or no condition.
 
 Notation: H is the history, the given frames of a clip; D(x | H) the denoiser's x0 with it; D(x | 0) without
 it, every given frame hidden: pure noise, and not told to be given; D(x | H_f) with the history noised to the
@@ -10,10 +10,18 @@ D(x | 0) + sum_i w_i (D(x | H_i) - D(x | 0)):
     fractional   D(x | H) + (s - 1) (D(x | H_f) - D(x | 0))
     temporal     D(x | H) + (s - 1) mean_i (D(x | S_i) - D(x | 0))
 
+To any of them is added, for a condition c (class, text, actions) and its scale s_c, classifier-free guidance (Ho and
+Salimans 2022, arXiv:2207.12598) at the whole history, the terms above being those with the condition:
+
+    + (s_c - 1) (D(x | H, c) - D(x | H, 0))
+
+so that without history guidance it is D(x | H, 0) + s_c (D(x | H, c) - D(x | H, 0)).
+
 The scores of that article are linear in x0 at a fixed x, so its sums hold for x0, with weights that add up to
-1. s = 1 is no guidance and takes no second call. What a kind needs is asked of the network in one batched
+1. A scale of 1 is no guidance and takes no second call. What a kind needs is asked of the network in one batched
 call. low and high limit guidance to an interval of levels (Kynkaanniemi et al. 2024, arXiv:2404.07724). A
-network knows hidden and noised history only if it was trained with it (conditioning.history_dropout, context_noise).
+network knows hidden and noised history, and null conditions, only if it was trained with them
+(conditioning.history_dropout, conditioning.context_noise, condition.dropout).
 """
 
 import math
@@ -23,27 +31,31 @@ from typing import Callable, Literal, Optional
 import torch
 from torch import Tensor
 
+from vidpred.conditions import Condition
 from vidpred.diffusion.estimates import Denoise
 from vidpred.diffusion.levels import NoiseLevel, add_more_noise
 from vidpred.diffusion.schedules import NoiseSchedule
 from vidpred.errors import require
 from vidpred.tensor_ops import append_dims
 
-Denoiser = Callable[[Tensor, NoiseLevel, Tensor, Tensor], Tensor]
-"""(x (B, T, C, H, W), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
+Denoiser = Callable[..., Tensor]
+"""(x (B, T, C, H, W), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`; a condition comes
+after them where there is one."""
 
 KINDS = ("none", "vanilla", "fractional", "temporal")
 
 
 @dataclass
 class GuidanceConfig:
-    """How strongly predictions follow the given frames."""
+    """How strongly predictions follow the given frames and their condition."""
 
     kind: Literal["none", "vanilla", "fractional", "temporal"] = "none"
     """vanilla: away from a prediction without any given frame. fractional: the same for what is left of the
     given frames under noise, which is slow and large. temporal: for subsets of the given frames."""
     scale: float = 1.0
     """1: no guidance. Above 1: follow the given frames more than the network does by itself."""
+    condition_scale: float = 1.0
+    """The same for the condition (class, text, actions), whatever kind is; for models with condition.kinds."""
     rescale: float = 0.0
     """0 to 1: how much of the unguided estimate's deviation is restored (arXiv:2305.08891; 0.7 is usual)."""
     low: float = 0.0
@@ -62,6 +74,10 @@ class GuidanceConfig:
         require(
             self.kind != "none" or self.scale == 1,
             f"{at}.scale: {self.scale} has no effect with kind none; choose vanilla, fractional or temporal",
+        )
+        strength = self.condition_scale
+        require(
+            0 <= strength < math.inf, f"{at}.condition_scale: {strength} must be 0 or more (1 does not guide)"
         )
         require(0 <= self.rescale <= 1, f"{at}.rescale: {self.rescale} must be in [0, 1]")
         require(
@@ -85,33 +101,44 @@ class GuidanceConfig:
 
 @dataclass(frozen=True)
 class Branch:
-    """One history, and the weight of the estimate that it gives.
+    """One history, with its condition or without, and the weight of the estimate that it gives.
 
     latest: the n latest given frames are kept, or the n earliest where it is -n; all where None. Others are
     hidden. noise: the fraction of the schedule to which the kept ones are noised; 0 leaves them as they are.
+    conditioned: False takes the condition away.
     """
 
     weight: float
     latest: Optional[int] = None
     noise: float = 0.0
+    conditioned: bool = True
 
 
-def branches(config: GuidanceConfig) -> list[Branch]:
+def branches(config: GuidanceConfig, has_condition: bool = False) -> list[Branch]:
     """The histories of a configuration, those of weight 0 left out. The first is the whole history wherever
     the guided estimate is compared with its own: for a rescale, and outside of the interval.
     """
-    full, more = 1.0, config.scale - 1
-    if config.kind == "none" or more == 0:
-        return [Branch(full)]
-    if config.kind == "vanilla":
-        full, partial = config.scale, []
-    elif config.kind == "fractional":
-        partial = [Branch(more, noise=config.history_noise)]
-    else:
-        partial = [Branch(more / len(config.subsets), latest=n) for n in config.subsets]
-    compared = config.rescale > 0 or config.limited
+    partial = _history_branches(config)
+    stronger = config.condition_scale - 1 if has_condition else 0.0
+    if stronger != 0:
+        partial.append(Branch(-stronger, conditioned=False))
+    full = (config.scale if config.kind == "vanilla" else 1.0) + stronger
+    compared = bool(partial) and (config.rescale > 0 or config.limited)
     whole = [Branch(full)] if full != 0 or compared else []
-    return [*whole, *partial, Branch(-more, latest=0)]
+    return [*whole, *partial]
+
+
+def _history_branches(config: GuidanceConfig) -> list[Branch]:
+    """Those with less than the whole history."""
+    more = config.scale - 1
+    if config.kind == "none" or more == 0:
+        return []
+    hidden = Branch(-more, latest=0)
+    if config.kind == "vanilla":
+        return [hidden]
+    if config.kind == "fractional":
+        return [Branch(more, noise=config.history_noise), hidden]
+    return [*(Branch(more / len(config.subsets), latest=n) for n in config.subsets), hidden]
 
 
 def guided(
@@ -121,6 +148,7 @@ def guided(
     schedule: NoiseSchedule,
     noise: Callable[[], Tensor],
     config: GuidanceConfig,
+    condition: Optional[Condition] = None,
 ) -> Denoise:
     """The denoiser under guidance, as samplers want it.
 
@@ -128,20 +156,26 @@ def guided(
         given: (B, T) bool, the history. frame_times: (B, T).
         noise: gives a standard normal tensor like x, for history that is noised or hidden. Asked for once, so
             that D is one function of (x, level) throughout a sampling: solvers of second order rely on it.
+        condition: of the B rows, for a denoiser that takes one.
     Returns:
         (x, level) -> x0, (B, T, C, H, W).
     """
-    parts = branches(config)
+    parts = branches(config, condition is not None)
+    told = () if condition is None else (condition,)
     if parts == [Branch(1.0)]:
-        return lambda x, level: denoiser(x, level, given, frame_times)
-    return _Guided(denoiser, given, frame_times, schedule, noise(), config, parts)
+        return lambda x, level: denoiser(x, level, given, frame_times, *told)
+    return _Guided(denoiser, given, frame_times, schedule, noise(), config, parts, told)
 
 
 class _Guided:
-    """N branches in one call of the denoiser: (N, B, ...) folded to (N*B, ...)."""
+    """N branches in one call of the denoiser: (N, B, ...) folded to (N*B, ...). `told`: the condition, if any."""
 
-    def __init__(self, denoiser, given, frame_times, schedule, noise, config, parts: list[Branch]):
+    def __init__(self, denoiser, given, frame_times, schedule, noise, config, parts: list[Branch], told: tuple):
         self._denoiser, self._given, self._times = denoiser, given, frame_times
+        self._condition = told
+        self._conditions = tuple(
+            Condition.cat([each if part.conditioned else each.null() for part in parts]) for each in told
+        )
         self._noise, self._config = noise, config
         self._weights = [part.weight for part in parts]
         kept = torch.stack([_kept(given, frame_times, part.latest) for part in parts])  # (N, B, T)
@@ -155,7 +189,7 @@ class _Guided:
         inside = (level.code >= config.low) & (level.code <= config.high)  # (B, T)
         # A look at a tensor waits for the GPU, but where nothing is guided it saves the larger call.
         if config.limited and not bool((inside & ~self._given).any()):
-            return self._denoiser(x, level, self._given, self._times)
+            return self._denoiser(x, level, self._given, self._times, *self._condition)
         estimates = self._estimates(x, level)
         x0 = sum(weight * estimate for weight, estimate in zip(self._weights, estimates))
         if config.rescale > 0:
@@ -173,7 +207,7 @@ class _Guided:
         count = len(noised)
         times = self._times.expand(count, *self._times.shape)
         folded = (states.flatten(0, 1), _fold(levels), self._told.flatten(0, 1), times.flatten(0, 1))
-        return self._denoiser(*folded).unflatten(0, (count, len(x)))
+        return self._denoiser(*folded, *self._conditions).unflatten(0, (count, len(x)))
 
 
 def _fold(levels: NoiseLevel) -> NoiseLevel:

@@ -21,7 +21,7 @@ def predict_unknown(
     seed: int,
     num_inference_steps: Optional[int],
 ) -> Tensor:
-    """The unknown frames, decoded and not yet rounded: float32 (B, H, C, h, w).
+    """The unknown frames, decoded and not yet rounded: float32 (B, H, C, h, w); under each clip's own condition.
 
     `latents` (B, T, C, h, w) of all frames. A clip's draw is its number in the split, so that its randomness does
     not depend on batch and process. A prediction longer than a window of training is made window after window.
@@ -30,6 +30,8 @@ def predict_unknown(
     known = torch.where(append_dims(batch.given, latents.ndim), latents, 0)
     draws = batch.draws + trajectory * NEXT_TRAJECTORY
     settings = {"num_inference_steps": num_inference_steps, "purpose": "evaluation"}
+    if batch.conditions is not None:
+        settings["condition"] = predictor.conditions_of(batch)
     if task == "prediction" and latents.shape[1] > predictor.num_frames:
         context = known[:, : predictor.context_frames]
         length = latents.shape[1] - predictor.context_frames

@@ -4,10 +4,11 @@ Every network is called as `network(x, noise_code, given, frame_times, condition
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 from torch import nn
 
+from vidpred.conditions import ConditionShape
 from vidpred.errors import UserError
 from vidpred.networks.unet import SpatioTemporalUNet
 from vidpred.registry import Registry
@@ -31,6 +32,9 @@ class UNetConfig:
     """Levels at which a position looks at itself in the other frames."""
     joint_attention_levels: tuple[int, ...] = ()
     """Levels at which a position looks at all positions of all frames; for coarse levels, the cost is quadratic."""
+    cross_attention_levels: Optional[tuple[int, ...]] = None
+    """Levels at which a position looks at the text, in a model with condition.kinds text. Not set: those of
+    spatial_attention_levels."""
     references: int = 2
     """Nearest given frames that lie beside each unknown one on the network's input."""
     patch_size: int = 1
@@ -47,9 +51,9 @@ class UNetConfig:
             raise UserError(f"network.references: {self.references} must be 0 or more (2 is usual)")
         if self.head_dim < 6 or self.head_dim % 2:  # row, column and time each turn a pair of channels
             raise UserError(f"network.head_dim: {self.head_dim} is not possible; give an even number from 6 on")
-        for key in ("spatial_attention_levels", "temporal_attention_levels", "joint_attention_levels"):
-            for level in getattr(self, key):
-                self._check_attention(key, level)
+        for kind in ("spatial", "temporal", "joint", "cross"):
+            for level in getattr(self, f"{kind}_attention_levels") or ():
+                self._check_attention(f"{kind}_attention_levels", level)
 
     def _check_attention(self, key: str, level: int) -> None:
         levels = range(len(self.channels))
@@ -63,7 +67,11 @@ class UNetConfig:
 
 
 @NETWORKS.register("unet", UNetConfig)
-def build_unet(config: UNetConfig, in_channels: int, out_channels: int) -> SpatioTemporalUNet:
+def build_unet(
+    config: UNetConfig, in_channels: int, out_channels: int, condition: Optional[ConditionShape] = None
+) -> SpatioTemporalUNet:
+    wanted = config.cross_attention_levels
+    cross_levels = config.spatial_attention_levels if wanted is None else wanted
     return SpatioTemporalUNet(
         in_channels=in_channels,
         out_channels=out_channels,
@@ -76,9 +84,22 @@ def build_unet(config: UNetConfig, in_channels: int, out_channels: int) -> Spati
         patch_size=config.patch_size,
         head_dim=config.head_dim,
         activation_checkpointing=config.activation_checkpointing,
+        condition_width=condition.width if condition else 0,
+        cross_attention_levels=tuple(cross_levels) if condition and condition.has_tokens else (),
     )
 
 
-def build_network(config: Any, in_channels: int, out_channels: int) -> nn.Module:
-    """The network of `config.kind` for latents of `in_channels` channels."""
-    return NETWORKS.build(config, in_channels=in_channels, out_channels=out_channels)
+def build_network(
+    config: Any, in_channels: int, out_channels: int, condition: Optional[ConditionShape] = None
+) -> nn.Module:
+    """The network of `config.kind` for latents of `in_channels` channels.
+
+    `condition` is what it receives besides; without it the network is called with None in its place. UserError where
+    the kind takes none: its builder has no such parameter.
+    """
+    sizes = {"in_channels": in_channels, "out_channels": out_channels}
+    if condition is None:
+        return NETWORKS.build(config, **sizes)
+    if not NETWORKS.takes(config.kind, "condition"):
+        raise UserError(f"network.kind: {config.kind} takes no conditions; use unet, or set condition.kinds to []")
+    return NETWORKS.build(config, **sizes, condition=condition)

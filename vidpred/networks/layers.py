@@ -185,3 +185,26 @@ class JointAttention(nn.Module):
         grid = grid_positions(height, width, x.device).expand(batch, -1, -1).repeat(1, frames, 1)
         tokens = self.attention(tokens, torch.cat([times, grid], dim=-1))
         return x + rearrange(tokens, "b (t h w) c -> (b t) c h w", t=frames, h=height)
+
+
+class CrossAttention(nn.Module):
+    """Each position of each frame looks at the tokens (B, L, W) of its clip's text."""
+
+    def __init__(self, channels: int, token_width: int, head_dim: int):
+        super().__init__()
+        if channels % head_dim:
+            raise ValueError(f"channels {channels} must be a multiple of head_dim {head_dim}")
+        self.heads = channels // head_dim
+        self.norm = group_norm(channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(token_width, 2 * channels)
+        self.out = zero_init(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """x (B*T, C, H, W), mask (B, L) bool: the tokens that there are, one at least."""
+        batch, height = len(tokens), x.shape[-2]
+        positions = rearrange(self.norm(x), "(b t) c h w -> b (t h w) c", b=batch)
+        q = rearrange(self.query(positions), "b l (h d) -> b h l d", h=self.heads)
+        k, v = rearrange(self.key_value(tokens), "b l (two h d) -> two b h l d", two=2, h=self.heads)
+        found = self.out(rearrange(attend(q, k, v, attn_mask=mask[:, None, None]), "b h l d -> b l (h d)"))
+        return x + rearrange(found, "b (t h w) c -> (b t) c h w", t=len(x) // batch, h=height)

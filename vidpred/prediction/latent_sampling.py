@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vidpred import random_streams
+from vidpred.conditions import Condition
 from vidpred.diffusion import (
     Callback,
     ClipBound,
@@ -24,7 +25,7 @@ from vidpred.diffusion import (
 from vidpred.tensor_ops import append_dims
 
 Denoiser = Callable[..., Tensor]
-"""(x (B, T, C, h, w), level, given, frame_times, all (B, T)) -> x0, as `vidpred.denoiser.Denoiser`."""
+"""(x (B, T, C, h, w), level, given, frame_times, all (B, T)[, condition]) -> x0, as `vidpred.denoiser.Denoiser`."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,17 @@ class LatentSampler:
         frame_times: Tensor,
         name: str = "",
         context_noise: Union[float, Tensor] = 0.0,
+        condition: Optional[Condition] = None,
     ) -> Tensor:
         """Unknown frames from pure noise to clean, all at the same pace.
 
         latents (B, T, C, h, w); given, frame_times (B, T); context_noise: a fraction of the schedule, broadcastable
-        to (B, T). Returns (B, T, C, h, w), given frames as they came.
+        to (B, T); condition: of the rows, where the denoiser takes one. Returns (B, T, C, h, w), given frames as they
+        came.
         """
         steps = torch.arange(len(self._path), device=latents.device)[:, None].expand(-1, latents.shape[1])
         start = torch.where(append_dims(given, latents.ndim), latents, self.pure_noise(f"{name}start", latents))
-        return self.walk(start, given, frame_times, steps, name, context_noise)
+        return self.walk(start, given, frame_times, steps, name, context_noise, condition)
 
     def walk(
         self,
@@ -79,6 +82,7 @@ class LatentSampler:
         steps: Tensor,
         name: str = "",
         context_noise: Union[float, Tensor] = 0.0,
+        condition: Optional[Condition] = None,
     ) -> Tensor:
         """Each unknown frame t of x from step steps[0, t] of the way to clean, whose level it has, to steps[n, t].
 
@@ -93,7 +97,7 @@ class LatentSampler:
         clean = isinstance(context_noise, float) and context_noise == 0  # a tensor is not looked at: it may be on a GPU
         known = x if clean else add_noise(x, self.noise(f"{name}context", x), context)
         end = build_sampler(self.sampling, self.clip, self.schedule)(
-            self._denoise(given, frame_times, name, x),
+            self._denoise(given, frame_times, name, x, condition),
             torch.where(mask, known, x),
             levels,
             noise=lambda step: self.noise(f"{name}step {step}", x),
@@ -101,10 +105,12 @@ class LatentSampler:
         )
         return torch.where(mask, x, end)
 
-    def _denoise(self, given: Tensor, frame_times: Tensor, name: str, like: Tensor) -> Callable:
+    def _denoise(
+        self, given: Tensor, frame_times: Tensor, name: str, like: Tensor, condition: Optional[Condition]
+    ) -> Callable:
         return guided(
             self.denoiser, given, frame_times, self.schedule,
-            lambda: self.noise(f"{name}history", like), self.sampling.guidance,
+            lambda: self.noise(f"{name}history", like), self.sampling.guidance, condition,
         )  # fmt: skip
 
     @cached_property

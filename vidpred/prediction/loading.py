@@ -9,7 +9,7 @@ from torch import nn
 from vidpred import distributed
 from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
-from vidpred.conditioning import ConditioningConfig
+from vidpred.conditioning import ConditionConfig, Conditioner, ConditioningConfig, condition_shape
 from vidpred.denoiser import Denoiser
 from vidpred.diffusion import (
     DiffusionConfig,
@@ -62,7 +62,12 @@ def predictor_from_checkpoint(
     _load(calibration, checkpoint, "calibration")
     diffusion = from_mapping(DiffusionConfig, config["diffusion"], "diffusion")
     motion = MotionCompensation(diffusion.motion_radius)
-    network = build_network(NETWORKS.from_mapping(config["network"]), channels, channels + motion.channels)
+    conditions = from_mapping(ConditionConfig, checkpoint.config.get("condition", {}), "condition")
+    conditioner = Conditioner(conditions) if conditions.kinds else None
+    network = build_network(
+        NETWORKS.from_mapping(config["network"]), channels, channels + motion.channels, condition_shape(conditions)
+    )
+    network = conditioner.around(network) if conditioner else network
     _load(network, checkpoint, "ema" if ema else "model")
 
     schedule = NoiseSchedule(diffusion.schedule)
@@ -77,6 +82,7 @@ def predictor_from_checkpoint(
         from_mapping(ConditioningConfig, config["conditioning"], "conditioning").context_frames,
         config["data"]["num_frames"],
         log,
+        conditioner,
     )
 
 

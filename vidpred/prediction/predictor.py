@@ -3,24 +3,26 @@
     frames uint8 -> autoencoder -> calibrated latents -> sampler(denoiser) -> autoencoder -> frames uint8
 """
 
-from typing import Callable, Iterator, Optional
+import dataclasses
+from typing import Callable, Iterator, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vidpred.diffusion import Callback, NoiseSchedule, SamplingConfig, StepReport, build_clip
+from vidpred.conditioning import Conditioner
+from vidpred.conditions import Condition, ConditionBatch
+from vidpred.data import ClipBatch
+from vidpred.diffusion import Callback, NoiseSchedule, SamplingConfig, build_clip
 from vidpred.errors import UserError
 from vidpred.prediction.calibration import LatentCalibration
+from vidpred.prediction.frames import check_frames, leading_axes, per_clip, require_finite
+from vidpred.prediction.latent_rollout import roll_out
 from vidpred.prediction.latent_sampling import Denoiser, LatentSampler
-from vidpred.prediction.range_lines import ClipCount, prediction_lines
-from vidpred.prediction.rollout import RolloutOptions, Window, keyframes_first, pyramid, slide
+from vidpred.prediction.range_lines import ClipCount, in_turn, prediction_lines
+from vidpred.prediction.rollout import RolloutOptions
 from vidpred.tensor_ops import append_dims, to_uint8
 
 NEXT_TRAJECTORY = 2**40  # between the draw numbers of two trajectories of one clip
-
-
-class NotFiniteError(UserError):
-    """A prediction that is not finite: the model is broken, not what was asked of it."""
 
 
 class Predictor:
@@ -32,6 +34,7 @@ class Predictor:
         context_frames, num_frames: given frames and all frames of a training clip. With 0 given ones the model
             generates: `predict` takes clips of no frame, (B, 0, 3, H, W), and continues them from nothing.
         log: receives the named range lines of each `predict`, e.g. `print` or `logger.info`; None is silent.
+        conditioner: of a denoiser whose network takes conditions; None: it takes none.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Predictor:
         context_frames: int,
         num_frames: int,
         log: Optional[Callable[[str], None]] = None,
+        conditioner: Optional[Conditioner] = None,
     ):
         if not 0 <= context_frames < num_frames:
             raise UserError(
@@ -58,6 +62,7 @@ class Predictor:
         self.context_frames = context_frames
         self.num_frames = num_frames
         self.log = log
+        self.conditioner = conditioner
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +78,30 @@ class Predictor:
         """Calibrated latents (B, T, C, h, w) -> frames (B, T, 3, H, W) float32, [0, 1] and beyond."""
         return self.autoencoder.decode(self.calibration.denormalize(latents))
 
+    def conditions_of(self, clips: ClipBatch) -> Optional[ConditionBatch]:
+        """What the model takes of the conditions that clips come with."""
+        there = clips.conditions is not None and self.conditioner is not None
+        return self.conditioner.parts_of(clips.conditions) if there else None
+
+    def prompts(self, words: Sequence[str]) -> ConditionBatch:
+        """A row for each word: a text, or a class in a model that takes no text. UserError where it takes neither."""
+        if self.conditioner is None:
+            raise UserError("prompts: the model takes no condition (condition.kinds); ask for none")
+        return self.conditioner.prompts(words)
+
+    def condition(self, asked: Optional[ConditionBatch], rows: int, frames: int) -> Optional[Condition]:
+        """What the denoiser receives for `rows` clips of `frames` frames: null where nothing is asked for, and None
+        where the model takes no condition. Raises UserError where it does not take what is asked for."""
+        if asked is not None and not asked.parts():
+            asked = None
+        if self.conditioner is None:
+            if asked is not None:
+                raise UserError(f"{asked.parts()[0]}: the model takes no condition (condition.kinds); ask for none")
+            return None
+        if asked is not None:
+            self.conditioner.require_kinds(asked)
+        return self.conditioner(asked, rows, frames, self.device)
+
     @torch.no_grad()
     def sample_latents(
         self,
@@ -82,6 +111,7 @@ class Predictor:
         draws: Tensor,
         seed: int,
         *,
+        condition: Optional[ConditionBatch] = None,
         num_inference_steps: Optional[int] = None,
         callback: Optional[Callback] = None,
         purpose: str = "prediction",
@@ -92,16 +122,18 @@ class Predictor:
             latents: (B, T, C, h, w) calibrated; what unknown frames hold is ignored.
             given: (B, T) bool. frame_times: (B, T) float32, in frame intervals.
             draws: (B,) int64. A row's noise depends on (seed, purpose, draws[b]) and nothing else.
+            condition: of the B clips, an action for each of the T frames; for models that take it.
             num_inference_steps: the configured number where None.
             callback: called with a StepReport at every step.
         Returns:
             (B, T, C, h, w); given frames are those of `latents`, bit for bit.
         """
         latents, given = latents.to(self.device), given.to(self.device)
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback, condition)
         return sampler.sample(
-            latents, given, frame_times.to(self.device), context_noise=self.sampling.context_noise
-        )
+            latents, given, frame_times.to(self.device), context_noise=self.sampling.context_noise,
+            condition=self.condition(condition, *latents.shape[:2]),
+        )  # fmt: skip
 
     @torch.no_grad()
     def continue_latents(
@@ -111,14 +143,18 @@ class Predictor:
         draws: Tensor,
         seed: int,
         *,
+        condition: Optional[ConditionBatch] = None,
         options: RolloutOptions = RolloutOptions(),
         num_inference_steps: Optional[int] = None,
         purpose: str = "prediction",
     ) -> Tensor:
         """The next `num_frames` frames, window after window: (B, K, C, h, w) calibrated latents, K the
-        model's context frames -> (B, num_frames, C, h, w). Other arguments as `sample_latents`'s."""
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, None)
-        return torch.cat(list(self._windows(sampler, context.to(self.device), num_frames, options)), dim=1)
+        model's context frames -> (B, num_frames, C, h, w). `condition` has an action for each of the K + num_frames
+        frames. Other arguments as `sample_latents`'s."""
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, None, condition)
+        told = self.condition(condition, len(context), context.shape[1] + num_frames)
+        windows = roll_out(sampler, context.to(self.device), num_frames, self.num_frames, options, told)
+        return torch.cat(list(windows), dim=1)
 
     @torch.no_grad()
     def predict(
@@ -127,6 +163,7 @@ class Predictor:
         num_frames: int,
         seed: int = 0,
         *,
+        condition: Optional[ConditionBatch] = None,
         trajectories: Optional[int] = None,
         options: RolloutOptions = RolloutOptions(),
         num_inference_steps: Optional[int] = None,
@@ -140,9 +177,9 @@ class Predictor:
         the leading axes that `rollout` states, on the device of `frames`.
         """
         count = ClipCount()
-        watch = _both(count if self.log else None, callback)
+        watch = in_turn(count if self.log else None, callback)
         sampler, pieces = self._rollout(
-            frames, num_frames, seed, trajectories, options, num_inference_steps, watch, draws, purpose
+            frames, num_frames, seed, condition, trajectories, options, num_inference_steps, watch, draws, purpose
         )
         latents, rows, frame_range = [], [], []
         for window, decoded in pieces:
@@ -151,7 +188,7 @@ class Predictor:
             frame_range += [decoded.min(), decoded.max()]
         if self.log:
             self._write_log(count, sampler.num_steps, torch.cat(latents, dim=1), torch.stack(frame_range))
-        return _leading_axes(torch.cat(rows, dim=1), frames, trajectories)
+        return leading_axes(torch.cat(rows, dim=1), frames, trajectories)
 
     @torch.no_grad()
     def rollout(
@@ -160,6 +197,7 @@ class Predictor:
         num_frames: int,
         seed: int = 0,
         *,
+        condition: Optional[ConditionBatch] = None,
         trajectories: Optional[int] = None,
         options: RolloutOptions = RolloutOptions(),
         num_inference_steps: Optional[int] = None,
@@ -173,6 +211,8 @@ class Predictor:
             frames: (T, 3, H, W) or (B, T, 3, H, W) uint8; the last `context_frames` of them are used.
             num_frames: how many new frames; beyond the training horizon window follows window, as `options` say.
             seed: of the noise; another seed is another sample of the future.
+            condition: of the clips, one row each: class and text hold for all windows; of actions there is one for each
+                of `frames`, then one for each new frame. None: the model is asked for nothing in particular.
             trajectories: several samples of the future of each clip, in one batch. Trajectory k of a clip is the
                 same however many are asked for, and number 0 is what None gives.
             num_inference_steps: the configured number where None.
@@ -186,10 +226,10 @@ class Predictor:
             NotFiniteError (a UserError): a prediction that is not finite.
         """
         _, pieces = self._rollout(
-            frames, num_frames, seed, trajectories, options, num_inference_steps, callback, draws, purpose
+            frames, num_frames, seed, condition, trajectories, options, num_inference_steps, callback, draws, purpose
         )
         for _, decoded in pieces:
-            yield _leading_axes(to_uint8(decoded), frames, trajectories)
+            yield leading_axes(to_uint8(decoded), frames, trajectories)
 
     @torch.no_grad()
     def fill(
@@ -199,6 +239,7 @@ class Predictor:
         seed: int = 0,
         *,
         frame_times: Optional[Tensor] = None,
+        condition: Optional[ConditionBatch] = None,
         trajectories: Optional[int] = None,
         num_inference_steps: Optional[int] = None,
         callback: Optional[Callback] = None,
@@ -213,32 +254,70 @@ class Predictor:
             frames: (T, 3, H, W) or (B, T, 3, H, W) uint8; what unknown ones hold is not looked at.
             given: (T,) or (B, T) bool.
             frame_times: (T,) or (B, T) in the frame intervals of the training clips; 0, 1, 2, ... where None.
+            condition: of the clips, one row each, with an action for each of `frames`.
             others: as `rollout`'s.
         Returns:
             uint8 like `frames`, with an axis of trajectories before T where they are asked for; given frames as
             they came.
         """
-        self._check(frames, 1, 1)
+        check_frames(frames, 1, 1, self.autoencoder.down_factor)
         batch, draws = self._rows(frames, trajectories, draws)
         length = batch.shape[1]
         copies = trajectories or 1
-        given = _per_clip(given.bool(), "given", frames).repeat_interleave(copies, 0).to(batch.device)
+        told = self._told(condition, len(batch) // copies, length, copies)
+        given = per_clip(given.bool(), "given", frames).repeat_interleave(copies, 0).to(batch.device)
         times = torch.arange(float(length)) if frame_times is None else frame_times.float()
-        times = _per_clip(times, "frame_times", frames).repeat_interleave(copies, 0)
+        times = per_clip(times, "frame_times", frames).repeat_interleave(copies, 0)
         mask = append_dims(given, batch.ndim)
         latents = self.encode(torch.where(mask, batch, 0))
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback, condition)
         sampled = sampler.sample(
-            latents, given.to(self.device), times.to(self.device), context_noise=self.sampling.context_noise
-        )
+            latents, given.to(self.device), times.to(self.device),
+            context_noise=self.sampling.context_noise, condition=told,
+        )  # fmt: skip
         filled = torch.where(mask, batch, to_uint8(self._decoded(sampled)).to(batch.device))
-        return _leading_axes(filled, frames, trajectories)
+        return leading_axes(filled, frames, trajectories)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        height: int,
+        width: int,
+        draws: Tensor,
+        seed: int = 0,
+        *,
+        condition: Optional[ConditionBatch] = None,
+        num_frames: Optional[int] = None,
+        num_inference_steps: Optional[int] = None,
+        callback: Optional[Callback] = None,
+        purpose: str = "generation",
+    ) -> Tensor:
+        """Clips from nothing but their conditions, for networks that were trained without given frames.
+
+        Args:
+            height, width: in pixels. num_frames: T, those of a training clip where None.
+            draws: (B,) int64 running numbers of the clips' randomness. others: as `rollout`'s.
+        Returns:
+            uint8 (B, T, 3, H, W) on the CPU.
+        """
+        length = num_frames or self.num_frames
+        factor = self.autoencoder.down_factor
+        check_frames(torch.empty(1, 3, height, width, dtype=torch.uint8), 1, length, factor)
+        shape = (len(draws), length, self.autoencoder.latent_channels, height // factor, width // factor)
+        given = torch.zeros(shape[:2], dtype=torch.bool)
+        times = torch.arange(float(length)).expand(shape[:2])
+        latents = self.sample_latents(
+            torch.zeros(shape), given, times, draws, seed, condition=condition,
+            num_inference_steps=num_inference_steps, callback=callback, purpose=purpose,
+        )  # fmt: skip
+        return to_uint8(self._decoded(latents)).cpu()
 
     def _rollout(
         self,
         frames: Tensor,
         num_frames: int,
         seed: int,
+        condition: Optional[ConditionBatch],
         trajectories: Optional[int],
         options: RolloutOptions,
         num_inference_steps: Optional[int],
@@ -247,17 +326,30 @@ class Predictor:
         purpose: str,
     ) -> tuple[LatentSampler, Iterator[tuple[Tensor, Tensor]]]:
         """The sampler, and (latents, decoded frames) of each piece; bad arguments are refused here."""
-        self._check(frames, self.context_frames, num_frames)
+        check_frames(frames, self.context_frames, num_frames, self.autoencoder.down_factor)
         if self.context_frames == 0 and not options.overlap and num_frames > self.num_frames:
             raise UserError(
                 f"num_frames: {num_frames} is more than the {self.num_frames} frames that this model generates from "
                 "nothing; ask for fewer"
             )
         batch, draws = self._rows(frames, trajectories, draws)
-        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback)
-        context = self.encode(batch[:, batch.shape[1] - self.context_frames :])
-        windows = self._windows(sampler, context, num_frames, options)
+        clips, length = len(batch) // (trajectories or 1), batch.shape[1]
+        before = length - self.context_frames
+        told = self._told(condition, clips, length + num_frames, trajectories or 1, before)
+        sampler = self._sampler(draws, seed, purpose, num_inference_steps, callback, condition)
+        windows = roll_out(sampler, self.encode(batch[:, before:]), num_frames, self.num_frames, options, told)
         return sampler, ((window, self._decoded(window)) for window in windows)
+
+    def _told(
+        self, asked: Optional[ConditionBatch], clips: int, frames: int, copies: int, skipped: int = 0
+    ) -> Optional[Condition]:
+        """The condition of each clip once for each trajectory; actions of all frames but the `skipped` first ones."""
+        condition = self.condition(asked, clips, frames)
+        if condition is None:
+            return None
+        if condition.actions is not None:
+            condition = dataclasses.replace(condition, actions=condition.actions[:, skipped:])
+        return condition.repeat_interleave(copies)
 
     def _rows(
         self, frames: Tensor, trajectories: Optional[int], draws: Optional[Tensor]
@@ -277,106 +369,26 @@ class Predictor:
         purpose: str,
         num_inference_steps: Optional[int],
         callback: Optional[Callback],
+        condition: Optional[ConditionBatch],
     ) -> LatentSampler:
         # The bound is built here, so that it is that of the calibration as it is now.
         clip = build_clip(self.sampling.clip, self.calibration.low, self.calibration.high)
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        sampling = self.sampling
+        if condition is None and sampling.guidance.condition_scale != 1:  # nothing to follow: no second call
+            guidance = dataclasses.replace(sampling.guidance, condition_scale=1.0)
+            sampling = dataclasses.replace(sampling, guidance=guidance)
         return LatentSampler(
-            self.denoiser, self.schedule, self.sampling, clip, draws.to(self.device), seed, purpose, steps, callback
+            self.denoiser, self.schedule, sampling, clip, draws.to(self.device), seed, purpose, steps, callback
         )
-
-    def _windows(
-        self, sampler: LatentSampler, context: Tensor, num_frames: int, options: RolloutOptions
-    ) -> Iterator[Tensor]:
-        """The latents (B, n, C, h, w) of each piece of a rollout after `context` (B, K, C, h, w)."""
-
-        def expanded(window: Window) -> tuple[Tensor, Tensor, str, float | Tensor]:
-            rows = (len(window.latents), -1)
-            name = f"window {window.number}/" if window.number else ""
-            noise: float | Tensor = self.sampling.context_noise
-            if options.stabilization > 0:
-                noise = window.context_noise.clamp(min=noise)
-            return window.given.expand(rows), window.frame_times.expand(rows), name, noise
-
-        def sample(window: Window) -> Tensor:
-            return sampler.sample(window.latents, *expanded(window))
-
-        def advance(window: Window, steps: Tensor) -> Tensor:
-            given, times, name, noise = expanded(window)
-            return sampler.walk(window.latents, given, times, steps, name, noise)
-
-        arguments = (context, num_frames, self.num_frames)
-        if options.scheme == "pyramid":
-            yield from pyramid(
-                advance, lambda frame: sampler.pure_noise(f"frame {frame}", context[:, :1]),
-                *arguments, sampler.num_steps, options,
-            )  # fmt: skip
-        else:
-            scheme = {"sliding": slide, "keyframes": keyframes_first}[options.scheme]
-            yield from scheme(sample, *arguments, options)
 
     def _decoded(self, latents: Tensor) -> Tensor:
         decoded = self.decode(latents)
-        _require_finite("latents", latents)
-        _require_finite("decoded values", decoded)
+        require_finite("latents", latents)
+        require_finite("decoded values", decoded)
         return decoded
 
     def _write_log(self, count: ClipCount, num_steps: int, latents: Tensor, frame_range: Tensor) -> None:
         raw = self.calibration.denormalize(latents)
         for line in prediction_lines(count, num_steps, latents, raw, frame_range):
             self.log(line)
-
-    def _check(self, frames: Tensor, least: int, num_frames: int) -> None:
-        if frames.ndim not in (4, 5) or frames.shape[-3] != 3:
-            raise UserError(f"frames: expected (T, 3, H, W) or (B, T, 3, H, W), got {tuple(frames.shape)}")
-        if frames.dtype != torch.uint8:
-            raise UserError(f"frames: expected uint8 in 0..255, got {frames.dtype}; convert them first")
-        if frames.shape[-4] < least:
-            raise UserError(f"frames: {frames.shape[-4]} given, the model needs {least} context frames")
-        height, width = frames.shape[-2:]
-        factor = self.autoencoder.down_factor
-        if height % factor or width % factor:
-            raise UserError(
-                f"frames: {height}x{width} is not a multiple of {factor} as the autoencoder needs; "
-                "resize or crop them"
-            )
-        if num_frames < 1:
-            raise UserError(f"num_frames: {num_frames} must be 1 or more")
-
-
-def _leading_axes(rows: Tensor, frames: Tensor, trajectories: Optional[int]) -> Tensor:
-    """(rows, T, 3, H, W) -> an axis of clips where `frames` have one, one of trajectories where asked for."""
-    rows = rows.to(frames.device)
-    if trajectories is None:
-        return rows if frames.ndim == 5 else rows[0]
-    return rows.unflatten(0, (-1, trajectories)) if frames.ndim == 5 else rows
-
-
-def _per_clip(values: Tensor, name: str, frames: Tensor) -> Tensor:
-    """(T,) or (B, T) -> (B, T), for frames (T, ...) or (B, T, ...)."""
-    shape = (frames.shape[0], frames.shape[1]) if frames.ndim == 5 else (1, frames.shape[0])
-    if values.shape not in (shape, shape[1:]):
-        raise UserError(f"{name}: expected {shape[1:]} or {shape} values, got {tuple(values.shape)}")
-    return values.expand(shape)
-
-
-def _both(first: Optional[Callback], second: Optional[Callback]) -> Optional[Callback]:
-    callbacks = [callback for callback in (first, second) if callback is not None]
-    if not callbacks:
-        return None
-
-    def call(report: StepReport) -> None:
-        for callback in callbacks:
-            callback(report)
-
-    return call
-
-
-def _require_finite(name: str, values: Tensor) -> None:
-    # Cast to uint8, NaN would become a black pixel: a broken model must not look like a dark video.
-    bad = int((~values.isfinite()).sum())
-    if bad:
-        raise NotFiniteError(
-            f"prediction: {bad} of {values.numel()} {name} are not finite; use an earlier checkpoint, "
-            "full precision, or look at tools/diagnose_diffusion.py"
-        )

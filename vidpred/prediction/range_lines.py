@@ -1,8 +1,10 @@
 """The named lines that a prediction writes: what was clipped, and the ranges on the way to pixels."""
 
+from typing import Optional
+
 from torch import Tensor
 
-from vidpred.diffusion import StepReport
+from vidpred.diffusion import Callback, StepReport
 
 MANY = 0.05  # of all values of the clean estimates
 ALMOST_NONE = 1e-4
@@ -29,6 +31,19 @@ class ClipCount:
     def rate(self) -> float:
         """The same as a fraction of all values, 0 to 1."""
         return float(self._clipped) / max(float(self._values), 1.0)
+
+
+def in_turn(first: Optional[Callback], second: Optional[Callback]) -> Optional[Callback]:
+    """Both callbacks as one; None where there is none."""
+    callbacks = [callback for callback in (first, second) if callback is not None]
+    if not callbacks:
+        return None
+
+    def call(report: StepReport) -> None:
+        for callback in callbacks:
+            callback(report)
+
+    return call
 
 
 def clip_advice(rate: float) -> str:

@@ -58,7 +58,8 @@ class Window:
 
     latents: (B, T, C, h, w), 0 at unknown frames. given: (T,) bool. frame_times: (T,) float32.
     context_noise: (T,), how noisy given frames are, as a fraction of the schedule. number: 0, 1, 2, ... in a
-    rollout; noise is drawn by it.
+    rollout; noise is drawn by it. frames: (T,) int64, ascending, which frames of the whole video they are, the first
+    context frame being number 0.
     """
 
     latents: Tensor
@@ -66,6 +67,7 @@ class Window:
     frame_times: Tensor
     context_noise: Tensor
     number: int
+    frames: Tensor
 
 
 SampleWindow = Callable[[Window], Tensor]
@@ -75,10 +77,12 @@ SampleWindow = Callable[[Window], Tensor]
 class History:
     """The last known frames, and how noisy each is to be given: predicted ones are not to be trusted fully."""
 
-    def __init__(self, context: Tensor, kept: int, stabilization: float):
+    def __init__(self, context: Tensor, kept: int, stabilization: float, last: Optional[int] = None):
+        """`last`: the number of the last context frame, where frames before `context` are counted too."""
         self._kept, self._stabilization = kept, stabilization
         self.latents = context  # (B, K, C, h, w)
         self.noise = context.new_zeros(context.shape[1])  # (K,)
+        self._last = context.shape[1] - 1 if last is None else last
 
     def __len__(self) -> int:
         return self.latents.shape[1]
@@ -88,6 +92,7 @@ class History:
         noise = latents.new_full((latents.shape[1],), self._stabilization)
         self.latents = torch.cat([self.latents, latents], dim=1)[:, -self._kept :]
         self.noise = torch.cat([self.noise, noise])[-self._kept :]
+        self._last += latents.shape[1]
 
     def window(
         self, new_times: Tensor, number: int, given_after: Optional[Tensor] = None, most: Optional[int] = None
@@ -103,9 +108,9 @@ class History:
         if given_after is not None:
             unknown[:, -1:], given[-1] = given_after, True
         times = torch.cat([torch.arange(1.0 - known, 1.0, device=new_times.device), new_times])
-        return Window(
-            torch.cat([latents, unknown], dim=1), given, times - times[0], torch.cat([self.noise[-known:], noise]), number
-        )
+        noises = torch.cat([self.noise[-known:], noise])
+        frames = (self._last + times).long()
+        return Window(torch.cat([latents, unknown], dim=1), given, times - times[0], noises, number, frames)
 
 
 def slide(
@@ -179,7 +184,7 @@ def pyramid(
     """
     overlap = options.known_frames(context, window_frames)
     # Not one frame more than `overlap`, also in the first window: its unknown frames stay as many as later.
-    history = History(context[:, -overlap:], overlap, options.stabilization)
+    history = History(context[:, -overlap:], overlap, options.stabilization, last=context.shape[1] - 1)
     unknown = window_frames - overlap
     lag = -(-num_steps // unknown)
     x = torch.cat([noise(frame) for frame in range(unknown)], dim=1)

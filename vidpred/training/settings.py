@@ -60,6 +60,9 @@ class TrainingConfig:
     training item once."""
     visualize_clips: int = 4
     """Validation clips in each set of pictures."""
+    visualize_prompts: tuple[str, ...] = ()
+    """Texts, or class names in a model of classes alone, of which a grid is generated with each set of pictures, from
+    no given frame (conditioning.scheme unconditional)."""
     evaluate_every_step: int = 5000
     """Steps between evaluations (PSNR, SSIM, LPIPS beside floor and ceiling); 0: only at the end."""
     checkpoint_every_step: int = 5000

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vidpred import distributed, random_streams, range_checks
 from vidpred.conditioning import ConditioningConfig
+from vidpred.conditions import Condition, ConditionBatch
 from vidpred.data import (
     ClipBatch,
     ClipDataset,
@@ -38,6 +39,7 @@ from vidpred.prediction import ClipCount, Predictor
 from vidpred.tensor_ops import shrink_frames
 from vidpred.training.averages import Averages
 from vidpred.training.clip_stream import ClipStream
+from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.task import Findings, TaskLoss
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,10 @@ class _LatentClips:
     frame_times: Tensor
     draws: Tensor
     valid: Tensor
+    conditions: ConditionBatch | None = None
+
+    def to(self, device: torch.device) -> "_LatentClips":
+        return _LatentClips(*(value if value is None else value.to(device) for value in vars(self).values()))
 
 
 class VideoPredictionTask:
@@ -118,6 +124,7 @@ class VideoPredictionTask:
         fps: frame rate of the pictures that move.
         shrinkage: 0-based step -> by how much the height and width of its training frames are divided.
         show_training_clips: pictures of the training batch itself (to see one batch being overfitted).
+        prompts: of which a grid is drawn beside the pictures.
     """
 
     def __init__(
@@ -134,6 +141,7 @@ class VideoPredictionTask:
         fps: float = 8.0,
         show_training_clips: bool = False,
         shrinkage: Callable[[int], int] = lambda step: 1,
+        prompts: PromptPictures | None = None,
     ):
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
@@ -144,7 +152,7 @@ class VideoPredictionTask:
         self._validation, self._evaluate_predictor = validation, evaluate
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
         self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
-        self._show_training_clips, self._shrinkage = show_training_clips, shrinkage
+        self._show_training_clips, self._shrinkage, self._prompts = show_training_clips, shrinkage, prompts
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
         self._validation_dropped: dict[int, str] = {}
@@ -162,7 +170,7 @@ class VideoPredictionTask:
             self._last_batch = batch
         latents = self._encode(shrink_frames(batch.frames, self._shrinkage(step)))
         level = self._training_level(batch.draws, batch.roles)
-        result = self._denoising_loss(network, latents, level, batch, "training noise", report=True)
+        result = self._denoising_loss(network, latents, level, batch, "training noise", training=True)
         return TaskLoss(result.objective.mean(), _by_level(result.per_frame.detach(), level, batch.roles))
 
     @torch.no_grad()
@@ -203,20 +211,32 @@ class VideoPredictionTask:
         level: NoiseLevel,
         batch: Any,
         purpose: str,
-        report: bool = False,
+        training: bool = False,
     ) -> DenoisingLoss:
-        """The loss with noise drawn for `purpose`; `batch` has roles, frame_times and draws."""
+        """The loss with noise drawn for `purpose`; `batch` has roles, frame_times, draws and conditions."""
         noise = random_streams.normal(
             self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device
         )
         denoiser = self._predictor.denoiser.with_network(network)
+        condition = self._condition(batch, dropped=training)
         result = denoiser.loss(
-            latents, noise, level, batch.roles == GIVEN, batch.frame_times, scored=is_scored(batch.roles)
+            latents, noise, level, batch.roles == GIVEN, batch.frame_times, condition, scored=is_scored(batch.roles)
         )
-        if report:
+        if training:
             range_checks.report("x_t", add_noise(latents, noise, level))
             range_checks.report("network output", result.output)
         return result
+
+    def _condition(self, batch: Any, dropped: bool) -> Condition | None:
+        """Of a batch, for a network that takes it; in training that of some clips is dropped."""
+        conditioner = self._predictor.conditioner
+        if conditioner is None:
+            return None
+        condition = conditioner(batch.conditions, *batch.roles.shape, batch.roles.device)
+        if not dropped:
+            return condition
+        chance = random_streams.uniform(self._seed, "condition dropout", batch.draws, ())
+        return condition.without(chance < conditioner.config.dropout)
 
     # Validation --------------------------------------------------------------------------------------------
 
@@ -240,8 +260,7 @@ class VideoPredictionTask:
 
     def _validation_loss(self, network: nn.Module, clips: _LatentClips, stratum: int) -> Tensor:
         """(B,): the loss at a level of each clip's own in [stratum, stratum + 1) / 4 of the timesteps."""
-        device = self._predictor.device
-        on_device = _LatentClips(*(value.to(device) for value in vars(clips).values()))
+        on_device = clips.to(self._predictor.device)
         golden = (on_device.draws * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
         u = (stratum + golden) / VALIDATION_LEVELS
         level = self._levels(u, on_device.draws, on_device.roles, f"validation frame level {stratum}")
@@ -259,6 +278,7 @@ class VideoPredictionTask:
                     batch.frame_times,
                     batch.draws,
                     valid,
+                    batch.conditions,
                 )
                 for batch, valid in batches
             ]
@@ -276,7 +296,10 @@ class VideoPredictionTask:
             (sample for share, _, _ in shares for sample in share), key=lambda sample: sample.index
         )
         self._validation.require_half(len(samples), (dropped for _, _, dropped in shares))
-        pictures = self._save_pictures(self._run_folder / "samples" / f"step_{step:08d}", samples)
+        folder = self._run_folder / "samples" / f"step_{step:08d}"
+        pictures = self._save_pictures(folder, samples)
+        if self._prompts is not None:
+            pictures += self._prompts.save(self._predictor_with(network, quiet=True), folder, num_steps, self._fps)
         clip_rate = sum(rate * len(share) for share, rate, _ in shares) / len(samples)
         values = {"sampling/clip_rate": clip_rate, "sampling/num_inference_steps": float(num_steps)}
         return Findings(values, pictures)
@@ -292,6 +315,7 @@ class VideoPredictionTask:
                 batch.frames[:, :known],
                 batch.frames.shape[1] - known,
                 self._seed,
+                condition=predictor.conditions_of(batch),
                 num_inference_steps=num_steps,
                 draws=batch.draws,
                 callback=count,
@@ -350,6 +374,7 @@ class VideoPredictionTask:
             p.context_frames,
             p.num_frames,
             log=None if quiet or not distributed.is_main() else logger.info,
+            conditioner=p.conditioner,
         )
 
     # Checkpoints -------------------------------------------------------------------------------------------
