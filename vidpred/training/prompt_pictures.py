@@ -23,8 +23,8 @@ class PromptPictures:
     seed: int
 
     def save(self, predictor: Predictor, folder: Path, num_steps: int, fps: float) -> list[Path]:
-        """Draws them, shared over ranks, which must all call it; rank 0 writes prompts.png, or .gif and .mp4, in the order
-        of the prompts row by row, and returns the paths."""
+        """Draws them, shared over ranks, which must all call it; rank 0 writes prompts.png, or .gif and .mp4, in the
+        order of the prompts row by row, and returns the paths."""
         if not self.prompts:
             return []
         shares = distributed.gather_or_fail(lambda: self._share(predictor, num_steps))
