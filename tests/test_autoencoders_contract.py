@@ -156,4 +156,4 @@ def test_check_refuses_a_reconstruction_that_is_not_finite():
 def test_a_saved_configuration_rebuilds_the_autoencoder():
     config = AUTOENCODERS.from_mapping({"kind": "pixel_unshuffle", "down_factor": 4})
     assert build_autoencoder(config).latent_channels == 48
-    assert AUTOENCODERS.kinds() == ["kl", "mock", "pixel_unshuffle", "tiny"]
+    assert AUTOENCODERS.kinds() == ["identity", "kl", "mock", "pixel_unshuffle", "tiny"]

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from vidpred.data import MovingDigitsConfig, build_dataset, digit_tracks, sample_clips
-from vidpred.data.moving_digits import MovingDigits, read_digits, resize
+from vidpred.data.mnist_files import resize
+from vidpred.data.moving_digits import MovingDigits, read_digits
 from vidpred.errors import UserError
 from vidpred.random_streams import host_generator
 

@@ -1,6 +1,8 @@
 """Images, which are clips of one frame, through the commands that a user calls."""
 
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +11,16 @@ import torch
 from distributed_helper import REPOSITORY, run_torchrun
 from end_to_end_helper import assert_same, losses, metrics
 from PIL import Image
+from test_data_moving_digits import write_mnist
 
 from vidpred import range_checks
 from vidpred.assembly import train
 from vidpred.checkpoint_store import read_checkpoint
 from vidpred.configuration import load_config
+from vidpred.data.picture import render_ring
 from vidpred.errors import UserError
 from vidpred.prediction import load_predictor
+from vidpred.tensor_ops import to_uint8
 
 SCRIPT, TOOLS = str(REPOSITORY / "train_video_pred.py"), REPOSITORY / "tools"
 
@@ -125,3 +130,46 @@ def test_pictures_during_training_are_a_grid(tmp_path, pictures):
 def test_what_one_frame_cannot_do_is_refused_at_once(tmp_path, pictures, more, message):
     with pytest.raises(UserError, match=message):
         load_config(arguments(tmp_path, pictures, *more))
+
+
+RING = "data: {kind: picture, height: 16, width: 16}\n"
+
+
+def test_one_picture_is_compared_with_its_reconstruction(tmp_path, run_file):
+    train_images(tmp_path, RING, "--training.num_steps=1")
+    run = tmp_path / "images"
+    result = json.loads((run / "evaluation" / "step_00000001.json").read_text())
+    assert "PSNR of the sample" in result["protocol"]["psnr_to_reconstruction"] and len(result["clips"]) == 3
+    model, ceiling = result["model"], result["ceiling"]
+    assert ceiling["psnr_to_reconstruction"] == {
+        "mean": None, "ci95": None, "per_horizon": None, "unavailable": "it is of the model's samples alone"
+    }  # fmt: skip
+    to_picture, to_ceiling, own = (row["mean"] for row in (model["psnr"], model["psnr_to_reconstruction"], ceiling["psnr"]))
+    assert 0 < to_picture < 40 and 0 < to_ceiling < 40 and own > 10 and to_picture != to_ceiling
+    logged = [row for row in metrics(run) if "eval/psnr_to_reconstruction" in row]
+    assert logged[0]["eval/psnr_to_reconstruction"] == to_ceiling
+
+    predictor = load_predictor(run, "cpu")
+    sample = predictor.predict(torch.empty(1, 0, 3, 16, 16, dtype=torch.uint8), 1, 0, purpose="evaluation").double()
+    picture = render_ring(16, 16, 0.22 * 16, 0.36 * 16)[None, None]
+    shown = to_uint8(predictor.decode(predictor.encode(picture))).double()
+    figures = [-10 * math.log10(((sample - other) / 255).square().mean()) for other in (picture.double(), shown)]
+    of_first = result["clips"][0]["model"]
+    assert [of_first["psnr"], of_first["psnr_to_reconstruction"]] == pytest.approx(figures, abs=1e-6)
+
+    code, lines, _ = run_file(TOOLS / "evaluate.py", "--checkpoint", run, "--report", "--out", tmp_path / "out")
+    assert code == 0 and any("PSNR to ceiling" in line for line in lines)
+    assert "to its reconstruction by the autoencoder" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_digits_are_trained_from_mnists_own_files(tmp_path):
+    write_mnist(tmp_path / "mnist")
+    data = f"data: {{kind: mnist, root: {tmp_path / 'mnist'}, height: 16, width: 16}}\n"
+    more = ["--autoencoder.kind=identity", "--autoencoder.channels=1", "--training.num_steps=2"]
+    file = tmp_path / "digits.yaml"
+    file.write_text(data + re.sub(r"autoencoder: \{.*?\}\n", "", SETTINGS))
+    range_checks.reset()
+    train(load_config(["--config", str(file), "--runs_dir", str(tmp_path), "--device", "cpu", *more]))
+    range_checks.reset()
+    digits = load_predictor(tmp_path / "digits", "cpu").predict(torch.empty(2, 0, 3, 16, 16, dtype=torch.uint8), 1)
+    assert torch.equal(digits[:, :, 0], digits[:, :, 1]), "grey"

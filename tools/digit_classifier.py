@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vidpred.data import MovingDigitsConfig
-from vidpred.data.moving_digits import Digits, find_file, read_digits, resize
+from vidpred.data.mnist_files import Digits, find_file, resize
+from vidpred.data.moving_digits import read_digits
 from vidpred.data.scan import cache_folder, fingerprint
 from vidpred.errors import UserError
 from vidpred.files import written_aside

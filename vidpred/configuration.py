@@ -314,13 +314,14 @@ def _check_keys(run: type[RunConfig], sections: Mapping[str, type], keys: Sequen
     known = list(types_by_key)
     mappings = tuple(f"{key}." for key, type_ in types_by_key.items() if _holds_mapping(type_))
     for key in keys:
-        # Known or not, a token is one; data.key alone names an array in a file.
-        if SECRET.search(key) and not (key == "data.key" and key in known):
+        # Known or not, a token is one; data.key, of a mixture's sources too, names an array in a file.
+        ours = key in known or key.startswith(mappings)
+        if SECRET.search(key) and not (ours and key in ("data.key", "data.videos.key", "data.images.key")):
             raise UserError(
                 f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
                 "by the service's own command or environment variable (WANDB_API_KEY)"
             )
-        if key in known or key in ("help", "print_config") or key.startswith(mappings):
+        if ours or key in ("help", "print_config"):
             continue
         inside = [name for name in known if name.startswith(f"{key}.")]
         if inside:

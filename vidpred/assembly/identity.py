@@ -14,6 +14,7 @@ FIXED_KEYS = (
 )
 FREE_KEYS = (
     "data.root", "data.num_workers", "data.decode_timeout", "data.cache", "data.max_bad_fraction",
+    *(f"data.{source}.{key}" for source in ("videos", "images") for key in ("root", "num_workers", "cache")),
     "autoencoder.frames_per_chunk", "autoencoder.half", "autoencoder.min_psnr", "network.activation_checkpointing",
     "condition.class_names", "condition.action_scale",  # compared with the data, where they are known
 )

@@ -28,7 +28,7 @@ class AutoencoderConfig:
     """What every kind has in common."""
 
     kind: str = ""
-    """Which autoencoder: kl, tiny, mock or pixel_unshuffle."""
+    """Which autoencoder: kl, tiny, mock, pixel_unshuffle or identity."""
 
     pixel_norm: Literal["centered", "imagenet"] = "centered"
     """Pixels before encoding: centered = (x - 0.5) / 0.5 as Stable Diffusion's VAEs want it; imagenet = its

@@ -46,7 +46,7 @@ class KLConfig(PretrainedConfig):
     """diffusers AutoencoderKL (Stable Diffusion's VAE); latents are the mean of the posterior."""
 
     kind: str = "kl"
-    """Which autoencoder: kl, tiny, mock or pixel_unshuffle."""
+    """Which autoencoder: kl, tiny, mock, pixel_unshuffle or identity."""
 
     pretrained: str = "stabilityai/sd-vae-ft-mse"
     """Name on the Hugging Face hub (owner/name) or a local folder that `save_pretrained` wrote."""
@@ -57,7 +57,7 @@ class TinyConfig(PretrainedConfig):
     """diffusers AutoencoderTiny (TAESD): a small, fast VAE with the latents of a large one."""
 
     kind: str = "tiny"
-    """Which autoencoder: kl, tiny, mock or pixel_unshuffle."""
+    """Which autoencoder: kl, tiny, mock, pixel_unshuffle or identity."""
 
     pretrained: str = "madebyollin/taesd"
     """Name on the Hugging Face hub (owner/name) or a local folder that `save_pretrained` wrote."""

@@ -7,8 +7,11 @@ from vidpred.data.evaluation_batches import evaluation_batches, evenly_spaced_cl
 from vidpred.data.frame_folder import FrameFolderConfig
 from vidpred.data.image_folder import ImageFolderConfig
 from vidpred.data.item_conditions import read_actions, read_metadata
-from vidpred.data.loading import ClipLoader, sample_clips, training_loader
+from vidpred.data.loading import ClipLoader
+from vidpred.data.mixture import MixedClips, MixtureConfig, sample_clips, training_loader
+from vidpred.data.mnist import MnistConfig
 from vidpred.data.moving_digits import DigitTracks, MovingDigitsConfig, digit_tracks
+from vidpred.data.picture import PictureConfig
 from vidpred.data.pushed_shapes import PushedScene, PushedShapesConfig, pushed_scene
 from vidpred.data.shapes import ShapesConfig
 from vidpred.data.video_folder import VideoFolderConfig
@@ -26,7 +29,11 @@ __all__ = [
     "FolderConfig",
     "FrameFolderConfig",
     "ImageFolderConfig",
+    "MixedClips",
+    "MixtureConfig",
+    "MnistConfig",
     "MovingDigitsConfig",
+    "PictureConfig",
     "PushedScene",
     "PushedShapesConfig",
     "ShapesConfig",

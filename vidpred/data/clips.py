@@ -95,6 +95,8 @@ class ClipDataset(abc.ABC):
     may_hang: bool = False
     """Whether reading a clip can hang or crash, as video decoders do. Such clips are validated and evaluated
     from processes of their own, even with data.num_workers 0."""
+    one_clip: bool = False
+    """Whether all clips of all splits are the same one, so that even what is generated from nothing has a truth."""
     class_names: tuple[str, ...] = ()
     """The classes of the clips of all splits, sorted; empty where clips have none."""
     has_text: bool = False

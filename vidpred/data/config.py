@@ -23,8 +23,8 @@ class ClipConfig:
     """Fields of every kind of data: how a clip is cut from an item."""
 
     kind: str = "clips"
-    """Which kind of data: video_folder, frame_folder, arrays, image_folder, shapes, moving_digits, pushed_shapes,
-    or one that you registered."""
+    """Which kind of data: video_folder, frame_folder, arrays, image_folder, mnist, picture, shapes, moving_digits,
+    pushed_shapes, mixture, or one that you registered."""
     num_frames: int = 16
     """Frames in a clip, context and prediction together."""
     height: int = 256

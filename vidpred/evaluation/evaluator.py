@@ -81,7 +81,7 @@ def evaluate(
     if trajectories < 1:
         raise UserError(f"trajectories: {trajectories} must be 1 or more")
     count = 1 if config.task == "unconditional" else trajectories
-    trial = Trial(predictor, config.task, seed, count, num_inference_steps, split, step, ema)
+    trial = Trial(predictor, config.task, seed, count, num_inference_steps, split, step, ema, dataset.one_clip)
     numbers = evenly_spaced_clips(dataset, config.num_clips)
     if not numbers:
         raise UserError("evaluation: the split holds no clip; see data_report.json, or change the split")

@@ -15,7 +15,7 @@ import torch
 from vidpred.data.clips import ClipDataset
 from vidpred.data.config import ClipConfig
 from vidpred.evaluation.judge import Judge
-from vidpred.evaluation.records import ClipScores
+from vidpred.evaluation.records import TO_RECONSTRUCTION, ClipScores
 from vidpred.evaluation.scoring import IN_RANGE, Trial
 from vidpred.metrics import PSNR_CAP
 
@@ -59,6 +59,9 @@ DEFINITIONS = {
         "lowest validation loss, and no test clip ever chooses one"
     ),
 }
+RECONSTRUCTED = (
+    "PSNR of the sample against the one clip of the data as the autoencoder shows it; psnr is against the clip itself"
+)
 ABSENT = "absent"
 
 
@@ -81,6 +84,7 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
         "precision": precision(trial.predictor.device),
         **judge.protocol(trial.trajectories),
         **DEFINITIONS,
+        **({TO_RECONSTRUCTION: RECONSTRUCTED} if trial.one_clip and trial.task == "unconditional" else {}),
     }
 
 

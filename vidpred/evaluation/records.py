@@ -6,6 +6,7 @@ from typing import Optional
 import numpy as np
 
 METRICS = ("psnr", "ssim", "lpips")
+TO_RECONSTRUCTION = "psnr_to_reconstruction"  # of data that are one clip, generated from nothing
 ENSEMBLE_METRICS = (*METRICS, "crps")
 LOWER_IS_BETTER = ("lpips", "crps")
 

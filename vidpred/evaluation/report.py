@@ -15,7 +15,7 @@ from markupsafe import Markup
 from vidpred.evaluation.charts import Curve, gauge, histogram_rows, line_chart
 from vidpred.evaluation.film_pictures import film_views
 from vidpred.evaluation.films import ClipFilm
-from vidpred.evaluation.records import LOWER_IS_BETTER, ClipScores
+from vidpred.evaluation.records import LOWER_IS_BETTER, TO_RECONSTRUCTION, ClipScores
 from vidpred.evaluation.results import DECIMALS, HEADINGS, Evaluation
 from vidpred.evaluation.statistics import Summary, half_width
 from vidpred.files import written_aside
@@ -111,6 +111,13 @@ class _Content:
         """What the figures say, for who reads no further."""
         if self._evaluation.unavailable("model", "psnr"):
             return "Generated from nothing: no clip is the truth of it, and only its motion compares."
+        if TO_RECONSTRUCTION in self._metrics:
+            shown = (("model", TO_RECONSTRUCTION), ("ceiling", "psnr"))
+            to_ceiling, own = (self._evaluation.summary(*which) for which in shown)
+            return (
+                f"One picture, generated from nothing: {to_ceiling.mean:.2f}\u00a0dB to its reconstruction by the "
+                f"autoencoder, which itself has {own.mean:.2f}\u00a0dB."
+            )
         titles, summaries = self._evaluation.titles, self._summaries("psnr")
         gains = {row: self._evaluation.psnr_gain(row) for row in self._floors if row in summaries}
         row = min(gains, key=lambda name: gains[name][0])
@@ -181,7 +188,8 @@ class _Content:
             summaries = [self._evaluation.summary(row, metric) for metric in self._metrics]
             cells = [_cell(s, DECIMALS.get(m, 4)) for s, m in zip(summaries, self._metrics)]
             gain = None
-            if row not in ("model", "best_of_n") and not self._evaluation.unavailable("model", "psnr"):
+            compared = not any(self._evaluation.unavailable(one, "psnr") for one in ("model", row))
+            if row not in ("model", "best_of_n") and compared:
                 mean, width = self._evaluation.psnr_gain(row)
                 gain = (f"{mean:+.2f}", None if width is None else f"{width:.2f}")
             yield {"title": title, "colour": self._colours[row], "cells": cells, "gain": gain}

@@ -7,19 +7,29 @@ from typing import Any, Iterator, Optional
 import numpy as np
 import torch
 
-from vidpred.evaluation.records import ENSEMBLE_METRICS, METRICS, ClipSample, ClipScores, row_titles
+from vidpred.evaluation.records import (
+    ENSEMBLE_METRICS,
+    METRICS,
+    TO_RECONSTRUCTION,
+    ClipSample,
+    ClipScores,
+    row_titles,
+)
 from vidpred.evaluation.statistics import Summary, half_width, summarize
 from vidpred.evaluation.video_distance import VIEWS, VideoDistances
 from vidpred.files import write_json
 from vidpred.metrics import spread_over_skill
 
-HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "crps": "CRPS"}
+HEADINGS = {
+    "psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS", "crps": "CRPS", TO_RECONSTRUCTION: "PSNR to ceiling",
+}  # fmt: skip
 VIEW_HEADINGS = {"generated": "FVD", "whole_clip": "FVD (whole clips)"}
 FLOORS = ("floor", "decoded_floor", "context_mean", "linear")
-DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "crps": 4}
+DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4, "crps": 4, TO_RECONSTRUCTION: 2}
 TITLE_WIDTH = 18
 NOTHING_TO_COPY = "no frame is given that could be copied"
 ONE_OF_MANY = "it is a score of all trajectories, not of one"
+THE_MODELS_ALONE = "it is of the model's samples alone"
 NO_TRUTH = "no frame is given, so no clip is the truth of what is generated"
 
 
@@ -47,7 +57,8 @@ class Evaluation:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ENSEMBLE_METRICS if self._trajectories > 1 else METRICS
+        metrics = ENSEMBLE_METRICS if self._trajectories > 1 else METRICS
+        return (*metrics, TO_RECONSTRUCTION) if TO_RECONSTRUCTION in self.protocol else metrics
 
     @property
     def samples(self) -> list[ClipSample]:
@@ -65,6 +76,8 @@ class Evaluation:
             return NO_TRUTH if row == "model" else NOTHING_TO_COPY
         if (row, metric) == ("best_of_n", "crps"):
             return ONE_OF_MANY
+        if metric == TO_RECONSTRUCTION and row != "model":
+            return THE_MODELS_ALONE
         return self.lpips_unavailable if metric == "lpips" else None
 
     def values(self, row: str, metric: str) -> np.ndarray:

@@ -13,10 +13,10 @@ from vidpred.errors import UserError
 from vidpred.evaluation.baselines import copy_nearest, linear, mean_of_given
 from vidpred.evaluation.drawing import predict_unknown
 from vidpred.evaluation.judge import Judge
-from vidpred.evaluation.records import LOWER_IS_BETTER, ClipSample, ClipScores
+from vidpred.evaluation.records import LOWER_IS_BETTER, TO_RECONSTRUCTION, ClipSample, ClipScores
 from vidpred.evaluation.video_distance import clip_features, possible_views
 from vidpred.frame_roles import GIVEN
-from vidpred.metrics import absolute_error, ensemble_figures, motion_energy
+from vidpred.metrics import absolute_error, ensemble_figures, motion_energy, psnr
 from vidpred.prediction import Predictor
 from vidpred.random_streams import host_generator
 from vidpred.tensor_ops import take_frames, to_uint8
@@ -30,7 +30,8 @@ twice that range nothing is a picture any more."""
 class Trial:
     """Whose predictions of what, and how they are drawn; `split`, `step`, `ema` are for the protocol only.
 
-    `faults` takes in which clips cannot be scored, index -> reason; their scores mean nothing.
+    `one_clip`: the data are a single clip, which is the truth of whatever is drawn. `faults` takes in which clips
+    cannot be scored, index -> reason; their scores mean nothing.
     """
 
     predictor: Predictor
@@ -41,6 +42,7 @@ class Trial:
     split: Optional[str] = None
     step: Optional[int] = None
     ema: Optional[bool] = None
+    one_clip: bool = False
     faults: dict[int, str] = field(default_factory=dict)
 
 
@@ -139,10 +141,13 @@ def _rows(trial: Trial, batch: ClipBatch, model: Tensor, shown: Tensor) -> dict[
 def _scores(
     trial: Trial, batch: ClipBatch, rows: dict[str, Tensor], judge: Judge
 ) -> dict[str, dict[str, Tensor]]:
-    """row -> metric -> (B, H). No clip is the truth of what is generated from nothing."""
-    truth = _truth(batch)
-    compared = [row for row in rows if row != "model" or trial.task != "unconditional"]
-    return {row: judge(rows[row], truth) for row in compared}
+    """row -> metric -> (B, H). Of several clips none is the truth of what is generated from nothing."""
+    truth, generated = _truth(batch), trial.task == "unconditional"
+    compared = [row for row in rows if row != "model" or not generated or trial.one_clip]
+    scores = {row: judge(rows[row], truth) for row in compared}
+    if generated and trial.one_clip:
+        scores["model"][TO_RECONSTRUCTION] = psnr(rows["model"], rows["ceiling"].contiguous()).cpu()
+    return scores
 
 
 def _add_ensemble(
