@@ -94,6 +94,7 @@ def make_task(
     broken=(),
     validation=None,
     conditioning=None,
+    extra_losses=None,
     **sampling,
 ):
     autoencoder = build_autoencoder(MockConfig(down_factor=4))
@@ -141,6 +142,7 @@ def make_task(
         run_folder=tmp_path,
         seed=SEED,
         show_training_clips=overfit,
+        extra_losses=extra_losses,
     )
 
 

@@ -31,12 +31,14 @@ class DenoisingLoss:
     per_clip: (B,) mean of it over the scored frames.
     objective: (B,) the same with each frame weighted by its noise level: what training minimises.
     output: (B, T, C + motion channels, H, W) what the network returned, for range checks.
+    x0: (B, T, C, H, W) the clean estimate, where it was asked for.
     """
 
     per_frame: Tensor
     per_clip: Tensor
     objective: Tensor
     output: Tensor
+    x0: Tensor | None = None
 
 
 class Denoiser(nn.Module):
@@ -72,10 +74,7 @@ class Denoiser(nn.Module):
         one.
         """
         check_clip("x", x)
-        output, reference = self._run_network(x, level, given, frame_times, condition)
-        prediction = output[:, :, : x.shape[2]]
-        relative = x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference  # the noised x0 - m
-        return reference + self.parameterization.to_x0(relative, prediction, level)
+        return self._estimate(x, level, *self._run_network(x, level, given, frame_times, condition))
 
     def loss(
         self,
@@ -87,11 +86,12 @@ class Denoiser(nn.Module):
         condition: Condition | None = None,
         *,
         scored: Tensor | None = None,
+        with_x0: bool = False,
     ) -> DenoisingLoss:
         """Squared error of the network's target at the scored frames.
 
         x0, noise (B, T, C, H, W); `level` (B, T), of given frames too; `scored` (B, T) bool, all frames that are
-        not given where None.
+        not given where None. `with_x0` keeps the clean estimate too.
         """
         scored = ~given if scored is None else scored
         x = add_noise(x0, noise, level)
@@ -100,7 +100,12 @@ class Denoiser(nn.Module):
         per_frame = (output[:, :, : x.shape[2]] - target).square().mean(dim=(2, 3, 4)) * scored
         count = scored.sum(dim=1).clamp(min=1)
         objective = (self.weight(level).to(per_frame.dtype) * per_frame).sum(dim=1) / count
-        return DenoisingLoss(per_frame, per_frame.sum(dim=1) / count, objective, output)
+        estimate = self._estimate(x, level, output, reference) if with_x0 else None
+        return DenoisingLoss(per_frame, per_frame.sum(dim=1) / count, objective, output, estimate)
+
+    def _estimate(self, x: Tensor, level: NoiseLevel, output: Tensor, reference: Tensor) -> Tensor:
+        relative = x - append_dims(level.alpha, x.ndim).to(x.dtype) * reference  # the noised x0 - m
+        return reference + self.parameterization.to_x0(relative, output[:, :, : x.shape[2]], level)
 
     def _run_network(self, x, level, given, frame_times, condition) -> tuple[Tensor, Tensor]:
         """All that the network returns, and the reference m (B, T, C, H, W) that its prediction is relative to."""

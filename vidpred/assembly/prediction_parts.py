@@ -23,6 +23,7 @@ from vidpred.evaluation import Evaluation, evaluate
 from vidpred.networks import build_network
 from vidpred.prediction import LatentCalibration, Predictor, measure_calibration
 from vidpred.training import load_weights
+from vidpred.training.extra_losses import ExtraLosses
 from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
 
@@ -34,6 +35,8 @@ CALIBRATION_CLIPS = 64
 def build_task(config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> VideoPredictionTask:
     """Data, autoencoder, calibration and network of a run as one task."""
     fresh = checkpoint is None
+    extra_losses = ExtraLosses.of(config.diffusion, config.seed)
+    extra_losses.require_pairs(config.training.micro_batch_size(distributed.world_size()))
     beginning = read_checkpoint(config.init_from, with_state=False) if fresh and config.init_from else None
     autoencoder = build_autoencoder(config.autoencoder)
     _require_fitting_grid(config, autoencoder)
@@ -85,7 +88,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
         open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
-        shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor),
+        shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor), extra_losses=extra_losses,
     )
 
 

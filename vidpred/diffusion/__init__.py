@@ -3,6 +3,7 @@
 from vidpred.diffusion.clipping import ClipBound, ClipBoundConfig, build_clip
 from vidpred.diffusion.config import DiffusionConfig
 from vidpred.diffusion.estimates import Callback, Denoise, StepReport
+from vidpred.diffusion.extra_losses import cleaner_noise, consistency_loss, diversity_loss
 from vidpred.diffusion.guidance import GuidanceConfig, guided
 from vidpred.diffusion.level_distributions import LevelConfig, LevelDistribution, build_levels
 from vidpred.diffusion.levels import NoiseLevel, add_more_noise, add_noise, implied_noise
@@ -54,6 +55,9 @@ __all__ = [
     "build_parameterization",
     "build_sampler",
     "build_weight",
+    "cleaner_noise",
+    "consistency_loss",
+    "diversity_loss",
     "guided",
     "implied_noise",
     "require_possible",

@@ -1,5 +1,6 @@
 """The configuration section `diffusion`: what is learned. (How it is drawn is `sampling`.)"""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,8 +33,17 @@ class DiffusionConfig:
     """How much each level counts in the loss."""
     levels: LevelConfig = field(default_factory=LevelConfig)
     """Which levels training draws."""
+    consistency_weight: float = 0.0
+    """Weight of an optional loss beside the denoising loss: estimates of a clip from more and from less noise agree. It
+    takes one more call of the network in each step; 0: off."""
+    diversity_weight: float = 0.0
+    """Weight of an optional loss: estimates of two clips are as far apart as the clips. It trades error for contrast;
+    0: off, 0.01 is much."""
 
     def __post_init__(self) -> None:
+        for key in ("consistency_weight", "diversity_weight"):
+            value = getattr(self, key)
+            require(0 <= value < math.inf, f"diffusion.{key}: {value} must be 0 (off) or more")
         radius = f"diffusion.motion_radius: {self.motion_radius}"
         require(self.motion_radius >= 0, f"{radius} is not possible; use 0 (no motion) or more")
         if self.motion_radius:

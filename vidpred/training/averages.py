@@ -17,6 +17,11 @@ class Averages:
     sums: Tensor
     weights: Tensor
 
+    def and_also(self, other: "Averages") -> "Averages":
+        """Both."""
+        sums, weights = (torch.cat(pair) for pair in ((self.sums, other.sums), (self.weights, other.weights)))
+        return Averages(self.names + other.names, sums, weights)
+
 
 class RunningAverages:
     """Adds up `Averages` and reads them over all ranks. The names must be the same in every call."""

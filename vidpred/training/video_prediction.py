@@ -30,7 +30,7 @@ from vidpred.data import (
     require_half,
 )
 from vidpred.data.evaluation_batches import EvaluationBatches
-from vidpred.denoiser import DenoisingLoss
+from vidpred.denoiser import Denoiser, DenoisingLoss
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
 from vidpred.evaluation import BadClipsError, ClipSample, Evaluation, save_pictures
@@ -39,6 +39,7 @@ from vidpred.prediction import ClipCount, Predictor
 from vidpred.tensor_ops import shrink_frames
 from vidpred.training.averages import Averages
 from vidpred.training.clip_stream import ClipStream
+from vidpred.training.extra_losses import ExtraLosses, NoisedClips
 from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.task import Findings, TaskLoss
 
@@ -122,6 +123,7 @@ class VideoPredictionTask:
         run_folder: receives `samples/` and `evaluation/`.
         seed: of levels and noise.
         fps: frame rate of the pictures that move.
+        extra_losses: beside the denoising loss; None: there are none.
         shrinkage: 0-based step -> by how much the height and width of its training frames are divided.
         show_training_clips: pictures of the training batch itself (to see one batch being overfitted).
         prompts: of which a grid is drawn beside the pictures.
@@ -142,6 +144,7 @@ class VideoPredictionTask:
         show_training_clips: bool = False,
         shrinkage: Callable[[int], int] = lambda step: 1,
         prompts: PromptPictures | None = None,
+        extra_losses: ExtraLosses | None = None,
     ):
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
@@ -153,6 +156,7 @@ class VideoPredictionTask:
         self._run_folder, self._seed, self._fps = run_folder, seed, fps
         self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
         self._show_training_clips, self._shrinkage, self._prompts = show_training_clips, shrinkage, prompts
+        self._extra_losses = extra_losses
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
         self._validation_dropped: dict[int, str] = {}
@@ -170,8 +174,20 @@ class VideoPredictionTask:
             self._last_batch = batch
         latents = self._encode(shrink_frames(batch.frames, self._shrinkage(step)))
         level = self._training_level(batch.draws, batch.roles)
-        result = self._denoising_loss(network, latents, level, batch, "training noise", training=True)
-        return TaskLoss(result.objective.mean(), _by_level(result.per_frame.detach(), level, batch.roles))
+        noise, condition = self._noise("training noise", batch, latents), self._condition(batch, dropped=True)
+        denoiser = self._predictor.denoiser.with_network(network)
+        result = self._denoising_loss(denoiser, latents, noise, level, batch, condition, bool(self._extra_losses))
+        range_checks.report("x_t", add_noise(latents, noise, level))
+        range_checks.report("network output", result.output)
+        averages = _by_level(result.per_frame.detach(), level, batch.roles)
+        if not self._extra_losses:
+            return TaskLoss(result.objective.mean(), averages)
+        whole, terms = self._extra_losses.add(
+            result, NoisedClips(latents, noise, level, is_scored(batch.roles), batch.draws), denoiser,
+            lambda x, level: denoiser(x, level, batch.roles == GIVEN, batch.frame_times, condition),
+            lambda fraction: self._training_level(batch.draws, batch.roles, fraction),
+        )  # fmt: skip
+        return TaskLoss(whole, averages.and_also(terms))
 
     @torch.no_grad()
     def _encode(self, frames: Tensor) -> Tensor:
@@ -182,50 +198,50 @@ class VideoPredictionTask:
         range_checks.report("calibrated latents", latents)
         return latents
 
-    def _training_level(self, draws: Tensor, roles: Tensor) -> NoiseLevel:
+    def _training_level(self, draws: Tensor, roles: Tensor, part: Tensor | None = None) -> NoiseLevel:
         """(B, T): see `_levels`; given frames are noised by up to the configured fraction of the schedule."""
         offset = random_streams.uniform(self._seed, "training level", torch.zeros_like(draws[:1]), ())  # (1,)
         # Whole numbers, exact for any number of draws; float32 would run out of digits.
         golden = (draws % HALF_WORD * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
-        level = self._levels((golden + offset) % 1, draws, roles, "training frame level")
+        level = self._levels((golden + offset) % 1, draws, roles, "training frame level", part)
         most = self._conditioning.context_noise
         if most == 0:
             return level
         fraction = most * random_streams.uniform(self._seed, "context noise", draws, (1,))
         return NoiseLevel.where(roles == GIVEN, self._predictor.schedule.at(fraction), level)
 
-    def _levels(self, u: Tensor, draws: Tensor, roles: Tensor, purpose: str) -> NoiseLevel:
+    def _levels(
+        self, u: Tensor, draws: Tensor, roles: Tensor, purpose: str, part: Tensor | None = None
+    ) -> NoiseLevel:
         """(B, T): unknown frames at the level of the clip's u (B,) in [0, 1), free ones each at its own, which
-        is drawn for `purpose`; given ones clean, hidden ones pure noise."""
-        level = self._distribution(u[:, None])
+        is drawn for `purpose`; given ones clean, hidden ones pure noise. `part` (B,) in [0, 1) makes unknown and free
+        ones cleaner: that part of their u."""
+        cleaner = 1.0 if part is None else part[:, None]
+        level = self._distribution(cleaner * u[:, None])
         if "diffusion_forcing" in self._conditioning.mixture():
             own = random_streams.uniform(self._seed, purpose, draws, tuple(roles.shape[1:]))
-            level = NoiseLevel.where(roles == FREE, self._distribution(own), level)
+            level = NoiseLevel.where(roles == FREE, self._distribution(cleaner * own), level)
         level = NoiseLevel.where(roles == HIDDEN, self._pure_noise, level)
         return NoiseLevel.where(roles == GIVEN, NoiseLevel.clean((1, 1), roles.device), level)
 
+    def _noise(self, purpose: str, batch: Any, latents: Tensor) -> Tensor:
+        return random_streams.normal(self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device)
+
     def _denoising_loss(
         self,
-        network: nn.Module,
+        denoiser: Denoiser,
         latents: Tensor,
+        noise: Tensor,
         level: NoiseLevel,
         batch: Any,
-        purpose: str,
-        training: bool = False,
+        condition: Condition | None,
+        with_x0: bool = False,
     ) -> DenoisingLoss:
-        """The loss with noise drawn for `purpose`; `batch` has roles, frame_times, draws and conditions."""
-        noise = random_streams.normal(
-            self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device
+        """`batch` has roles and frame_times."""
+        given, scored = batch.roles == GIVEN, is_scored(batch.roles)
+        return denoiser.loss(
+            latents, noise, level, given, batch.frame_times, condition, scored=scored, with_x0=with_x0
         )
-        denoiser = self._predictor.denoiser.with_network(network)
-        condition = self._condition(batch, dropped=training)
-        result = denoiser.loss(
-            latents, noise, level, batch.roles == GIVEN, batch.frame_times, condition, scored=is_scored(batch.roles)
-        )
-        if training:
-            range_checks.report("x_t", add_noise(latents, noise, level))
-            range_checks.report("network output", result.output)
-        return result
 
     def _condition(self, batch: Any, dropped: bool) -> Condition | None:
         """Of a batch, for a network that takes it; in training that of some clips is dropped."""
@@ -264,8 +280,9 @@ class VideoPredictionTask:
         golden = (on_device.draws * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
         u = (stratum + golden) / VALIDATION_LEVELS
         level = self._levels(u, on_device.draws, on_device.roles, f"validation frame level {stratum}")
-        purpose = f"validation noise {stratum}"
-        return self._denoising_loss(network, on_device.latents, level, on_device, purpose).per_clip
+        noise = self._noise(f"validation noise {stratum}", on_device, on_device.latents)
+        denoiser, condition = self._predictor.denoiser.with_network(network), self._condition(on_device, dropped=False)
+        return self._denoising_loss(denoiser, on_device.latents, noise, level, on_device, condition).per_clip
 
     def _validation_clips(self) -> list[_LatentClips]:
         """Read and encoded once; a clip that cannot be read then is left out of every validation."""
