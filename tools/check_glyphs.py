@@ -25,7 +25,6 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.assembly import open_subject  # noqa: E402
-from vidpred.conditions import ConditionBatch  # noqa: E402
 from vidpred.data.clips import ClipError  # noqa: E402
 from vidpred.data.item_conditions import METADATA, read_metadata  # noqa: E402
 from vidpred.data.picture_files import read_picture  # noqa: E402
@@ -126,11 +125,10 @@ def draw_pictures(
     with tqdm(total=len(asked), desc=f"guidance {guidance:g}", unit="picture", leave=False) as bar:
         for start in range(0, len(asked), options.batch):
             names = asked[start : start + options.batch]
-            nothing = torch.zeros(len(names), 0, 3, subject.data.height, subject.data.width, dtype=torch.uint8)
-            texts = ConditionBatch(text=[prompts[name] for name in names])
+            condition = predictor.prompts([prompts[name] for name in names])
             draws = torch.arange(start, start + len(names))
-            drawn = predictor.predict(nothing, 1, options.seed, condition=texts, draws=draws)  # (B, 1, 3, H, W)
-            pictures.append(drawn[:, 0].cpu())
+            height, width = subject.data.height, subject.data.width
+            pictures.append(predictor.generate(height, width, draws, options.seed, condition=condition)[:, 0])
             bar.update(len(names))
     return torch.cat(pictures), asked
 
