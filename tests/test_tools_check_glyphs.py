@@ -1,13 +1,13 @@
 """Which glyph a picture shows, and the tool that asks a model for all of them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import matplotlib
 import pytest
 import torch
-from end_to_end_helper import started  # noqa: F401  (keeps processes of other tests apart)
 from PIL import Image
 
 from vidpred import range_checks
@@ -21,19 +21,11 @@ from check_glyphs import References, Verdicts, nearest, table  # noqa: E402
 from glyph_fonts import Rendering, draw, find_fonts  # noqa: E402
 
 FONTS = [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf" for name in ("DejaVuSans", "DejaVuSerif")]
-MODEL = """
-data: {kind: image_folder, height: 16, width: 16, captions: metadata, prompt_templates: ['the {}', '{}'], min_score: 0.5,
-       num_workers: 0}
-autoencoder: {kind: pixel_unshuffle, down_factor: 2}
-conditioning: {context_frames: 0, scheme: unconditional}
-condition: {kinds: [text], width: 8, text: {length: 16, layers: 1}}
-network: {channels: [8, 16], blocks_per_level: 1, head_dim: 8, spatial_attention_levels: [1],
-          temporal_attention_levels: [], references: 0}
-sampling: {sampler: pndm, num_inference_steps: 4, guidance: {condition_scale: 2.0}}
-training: {num_steps: 2, batch_size: 4, warmup_steps: 1, validate_every_step: 0, visualize_every_step: 0,
-           validation_clips: 1, visualize_clips: 1}
-evaluation: {task: unconditional, num_clips: 1, lpips_net: none}
-"""
+SMALL = ["--data.height=16", "--data.width=16", "--data.num_workers=0", "--data.min_score=0.5", "--condition.width=8",
+         "--condition.text.layers=1", "--network.channels=[8,16]", "--network.head_dim=8", "--sampling.num_inference_steps=4",
+         "--training.num_steps=2", "--training.double_resolution_at=[1]", "--training.batch_size=4",
+         "--training.warmup_steps=1", "--training.validation_clips=1", "--training.visualize_clips=1",
+         "--evaluation.num_clips=1", "--evaluation.lpips_net=none", "--device=cpu"]  # fmt: skip
 
 
 def test_a_glyph_is_its_own_nearest_and_one_pixel_aside_too():
@@ -65,7 +57,7 @@ def test_half_of_the_check_is_on_other_fonts():
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """(its data, its run folder): two steps on three glyphs in two fonts."""
+    """(its data, its run folder): the recipe, made small, after two steps on three glyphs in two fonts."""
     folder = tmp_path_factory.mktemp("glyphs")
     import render_glyphs
 
@@ -73,14 +65,13 @@ def model(tmp_path_factory):
         more = ["--size", "16", "--glyphs", "A7?", "--variants", "2", "--fonts", *map(str, FONTS)]
         patch.setattr(sys, "argv", ["render_glyphs.py", str(folder / "data"), *more])
         render_glyphs.main()
-    (folder / "tiny.yaml").write_text(MODEL)
-    arguments = ["--config", str(folder / "tiny.yaml"), "--runs_dir", str(folder), "--device", "cpu"]
+    arguments = ["--config", str(TOOLS.parent / "configs" / "text_to_glyph.yaml"), "--runs_dir", str(folder), *SMALL]
     range_checks.reset()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VIDPRED_CACHE", str(folder / "cache"))
         train(load_config([*arguments, "--data.root", str(folder / "data")]))
     range_checks.reset()
-    return folder / "data", folder / "tiny"
+    return folder / "data", folder / "text_to_glyph"
 
 
 def check(run_file, model, out, *more):
@@ -116,8 +107,6 @@ def test_the_tool_asks_for_every_glyph_at_every_scale(model, tmp_path, run_file)
     ],
 )
 def test_bad_data_is_one_line(model, tmp_path, run_file, damage, line):
-    import shutil
-
     shutil.copytree(model[0], tmp_path / "data")
     damage(tmp_path / "data")
     if line.startswith("no pictures"):
