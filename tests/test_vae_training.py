@@ -7,6 +7,7 @@ import pytest
 import torch
 from distributed_helper import REPOSITORY, run_torchrun
 from end_to_end_helper import TINY, assert_same, cache, losses, metrics  # noqa: F401
+from torchvision.models import squeezenet1_1
 from vae_helper import ADVERSARIAL, TINY_VAE, arguments_of, train_here, train_vae, vae_arguments, vae_config
 
 from vidpred import range_checks
@@ -217,3 +218,34 @@ def test_another_loss_is_another_run(finished):
 
 def test_to_images_reaches_both_ends():
     assert to_images(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_lpips_is_a_term_of_the_loss_and_a_figure(tmp_path):
+    backbone = tmp_path / "backbone.pth"
+    torch.save(squeezenet1_1(weights=None).state_dict(), backbone)
+    size = ["--data.height=32", "--data.width=32", "--vae.crop=null"]
+    more = ["--vae.lpips_weight=0.5", "--evaluation.lpips_net=squeeze", f"--evaluation.lpips_weights={backbone}"]
+    train_vae(tmp_path, *size, *more, "--training.num_steps=3")
+    run = tmp_path / "tiny_vae"
+    for row in (row for row in metrics(run) if "train/lpips" in row):
+        expected = row["train/l1"] + 0.5 * row["train/lpips"] + 1e-4 * row["train/kl"]
+        assert row["train/loss"] == pytest.approx(expected, rel=1e-5) and row["train/lpips"] > 0
+    assert json.loads((run / "evaluation" / "step_00000003.json").read_text())["model"]["lpips"]["mean"] > 0
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    train_vae(plain, *size, "--training.num_steps=3")
+    name = "vae.encoder.conv_in.weight"  # so its gradient has come all the way
+    assert not torch.equal(*(read_checkpoint(folder).tensors["model"][name] for folder in (run, plain / "tiny_vae")))
+
+
+def test_a_whole_given_vae_goes_on_and_so_does_an_old_run(tmp_path, finished):
+    text = re.sub(r"vae: \{.*?\}", f"vae: {{kind: pretrained, pretrained: {finished / 'vae'}, part: all, "
+                  "lpips_weight: 0}", TINY_VAE, flags=re.DOTALL)  # fmt: skip
+    few = ["--training.num_steps=1", "--training.warmup_steps=0", "--training.learning_rate=1e-9"]
+    train_here(arguments_of(tmp_path, "whole", text, *few))
+    train_vae(tmp_path, *ADVERSARIAL, f"--init_from={finished}", *few)
+    before = read_checkpoint(finished).tensors["ema"]
+    for name in ("whole", "tiny_vae"):
+        after = read_checkpoint(tmp_path / name).tensors["model"]
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+        assert not torch.equal(after["vae.encoder.conv_out.weight"], before["vae.encoder.conv_out.weight"]), name
