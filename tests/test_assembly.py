@@ -76,8 +76,8 @@ def test_the_run_folder_holds_what_was_promised(finished):
     reports = (finished / "evaluation").glob("*.json")
     assert sorted(path.stem for path in reports) == steps
     assert {path.name for path in (finished / "checkpoints" / steps[1]).iterdir()} == {
-        "model.safetensors", "ema.safetensors", "calibration.safetensors", "training.pt", "config.yaml",
-        "info.json", "manifest.json",
+        "model.safetensors", "ema.safetensors", "calibration.safetensors", "record.safetensors", "training.pt",
+        "config.yaml", "info.json", "manifest.json",
     }  # fmt: skip
     assert next((finished / "tensorboard").iterdir()).stat().st_size > 1000
 

@@ -1,6 +1,7 @@
 """Diagnosis against closed forms: oracles are healthy, planted faults are named."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -9,8 +10,9 @@ from torch import nn
 
 from vidpred.data import ClipBatch
 from vidpred.denoiser import Denoiser
-from vidpred.diagnosis import Subject, examination_lines, examine, save_plot, verdict
-from vidpred.diagnosis.findings import calibration_findings, frame_findings, learning_ratio, weight_findings
+from vidpred.diagnosis import Subject, diagnosis_lines, save_plot, summary, verdict
+from vidpred.diagnosis.diagnose import diagnose_clips, level_measures
+from vidpred.diagnosis.findings import frame_findings, sampling_findings, weight_findings
 from vidpred.diagnosis.inference import check_inference
 from vidpred.diagnosis.measurement import latent_figures, one_step_errors, sampling_steps, weight_figures
 from vidpred.diffusion import (
@@ -108,18 +110,18 @@ def real_denoiser(network, parameterization="x0", residual=True):
 
 
 def names(subject, clips):
-    return [finding.name for finding in examine(subject, clips).findings()]
+    return [finding.name for finding in diagnose_clips(subject, clips).findings]
 
 
 def test_a_perfect_oracle_is_healthy(tmp_path):
     clips = make_clips()
-    examination = examine(make_subject(tmp_path, oracle(clips), clips), clips)
-    assert examination.findings() == []
-    for row in examination.levels:
+    diagnosis = diagnose_clips(make_subject(tmp_path, oracle(clips), clips), clips)
+    assert diagnosis.findings == []
+    for row in diagnosis.levels:
         assert row.error == 0 and row.unlearned > 0
-    for row in examination.steps:
+    for row in diagnosis.chain.steps:
         assert row.clip_rate == 0 and row.eps_norm == pytest.approx(1, abs=0.05)
-    assert verdict([], examination.summary()).startswith("verdict: healthy: the one-step error is 0.00")
+    assert verdict([], summary(diagnosis)).startswith("verdict: healthy: the one-step error is 0.00")
 
 
 def test_the_reference_is_what_the_best_linear_denoiser_of_white_latents_reaches(tmp_path):
@@ -149,7 +151,7 @@ def test_the_reference_is_what_the_best_linear_denoiser_of_white_latents_reaches
 def test_an_untrained_network_is_named(tmp_path, parameterization, residual):
     clips = make_clips()
     subject = make_subject(tmp_path, real_denoiser(Faint(), parameterization, residual), clips)
-    assert "nothing_learned" in names(subject, clips)
+    assert names(subject, clips)[0] == "untrained"
 
 
 def test_a_step_is_reported_as_it_was(tmp_path):
@@ -169,23 +171,23 @@ def test_a_step_is_reported_as_it_was(tmp_path):
     first = rows[0]
     expected = math.hypot(1, 1.5 * first.alpha) / first.sigma
     assert first.eps_norm == pytest.approx(expected, rel=0.03)
-    assert "clip_rate_high" in names(subject, clips)
+    found = sampling_findings(rows, latent_figures(subject.predictor.calibration, latents))
+    assert "clip_rate_high" in [finding.name for finding in found]
 
 
 def test_exploded_weights_are_named_before_their_effects(tmp_path):
     clips = make_clips()
     subject = make_subject(tmp_path, real_denoiser(Faint(500.0)), clips)
-    found = names(subject, clips)
-    assert found[0] == "x0_explodes" and {"clip_rate_high", "nothing_learned"} < set(found)
+    assert names(subject, clips) == ["weights_exploded"]
+    check = check_inference(subject, clips, 8.0, tmp_path, log=lambda line: None)
+    assert [finding.name for finding in check.findings][:2] == ["x0_explodes", "clip_rate_high"]
 
 
 def test_weights_that_are_not_finite_are_named_with_their_tensor(tmp_path):
     clips = make_clips()
     network = Faint(math.nan)
     subject = make_subject(tmp_path, real_denoiser(network), clips, weights=network.state_dict())
-    found = examine(subject, clips).findings()
-    assert [finding.name for finding in found] == ["weights_not_finite", "sampling_not_finite"]
-    assert "weight" in found[0].evidence and "step 0" in found[1].evidence
+    assert names(subject, clips) == ["weights_not_finite"]
     check = check_inference(subject, clips, 8.0, tmp_path)
     assert [finding.name for finding in check.findings] == ["weights_not_finite", "prediction_not_finite"]
     assert check.prediction is None and check.pictures == []
@@ -198,22 +200,7 @@ def test_raw_latents_are_named(tmp_path, gain):
     subject = make_subject(
         tmp_path, oracle(clips, gain), clips, gain=gain, calibration=LatentCalibration(3), clip="static"
     )
-    assert names(subject, clips)[0] == "latents_not_calibrated"
-
-
-def test_a_calibration_of_other_data_is_named_and_its_own_is_not():
-    clips = make_clips()
-    calibration = calibration_of(clips, Pixels())
-    raw = Pixels().encode(make_clips(seed=1).frames)
-    assert list(calibration_findings(latent_figures(calibration, calibration.normalize(raw)))) == []
-    for wrong in (raw + 0.5, 4 * raw):
-        found = list(calibration_findings(latent_figures(calibration, calibration.normalize(wrong))))
-        assert [finding.name for finding in found] == ["latents_not_calibrated"]
-    # One clip says nothing about the mean of the data, and is not held against it.
-    one = latent_figures(calibration, calibration.normalize(raw[:1] + 0.5))
-    assert list(calibration_findings(one)) == []
-    broken = latent_figures(calibration, calibration.normalize(raw * math.nan))
-    assert next(calibration_findings(broken)).name == "latents_not_finite"
+    assert names(subject, clips) == ["latent_scale_missing"]
 
 
 def test_wrong_noise_in_the_state_is_named(tmp_path):
@@ -221,7 +208,10 @@ def test_wrong_noise_in_the_state_is_named(tmp_path):
     clips = make_clips()
     denoiser = lambda x, level, given, frame_times: x / append_dims(level.alpha, x.ndim)  # noqa: E731
     subject = make_subject(tmp_path, denoiser, clips, clip="none")
-    found = {finding.name: finding for finding in examine(subject, clips).findings()}
+    latents = subject.predictor.encode(clips.frames)
+    rows = sampling_steps(subject.predictor, latents, clips, seed=0)
+    figures = latent_figures(subject.predictor.calibration, latents)
+    found = {finding.name: finding for finding in sampling_findings(rows, figures)}
     assert "is 0.00 of its expectation" in found["eps_norm_off"].evidence
 
 
@@ -243,10 +233,11 @@ def test_figures_of_weights_and_their_average():
 
 def test_learning_ratio_is_a_geometric_mean(tmp_path):
     clips = make_clips()
-    rows = examine(make_subject(tmp_path, oracle(clips), clips), clips).levels[:2]
+    rows = diagnose_clips(make_subject(tmp_path, oracle(clips), clips), clips).levels[:2]
     rows = [dataclasses.replace(row, error=factor * row.unlearned) for row, factor in zip(rows, (0.25, 1.0))]
-    assert learning_ratio(rows) == pytest.approx(0.5)
-    assert math.isnan(learning_ratio([dataclasses.replace(rows[0], error=math.nan)]))
+    found = level_measures(rows, "levels")
+    assert found["levels/ratio"] == pytest.approx(0.5) and found["levels/ratio_least"] == pytest.approx(0.25)
+    assert level_measures([dataclasses.replace(rows[0], error=math.nan)], "levels") == {"levels/ratio": math.inf}
 
 
 def test_frames_out_of_range_are_named(tmp_path):
@@ -275,10 +266,14 @@ def test_inference_of_an_oracle_gives_the_truth_back(tmp_path):
 def test_report_and_plot_hold_whatever_was_measured(tmp_path, weight):
     clips = make_clips()
     subject = make_subject(tmp_path, real_denoiser(Faint(weight)), clips)
-    examination = examine(subject, clips)
-    lines = list(examination_lines(examination))
-    assert sum(line.split()[:1] == [str(step)] for step in range(8) for line in lines) == 8
-    assert len(lines) == 3 + 1 + 2 + 8 + 1 + 1 + 3 + 10
-    save_plot(tmp_path / "plot.png", "a title", examination)
+    diagnosis = diagnose_clips(subject, clips)
+    lines = list(diagnosis_lines(diagnosis))
+    if math.isfinite(weight):
+        assert sum(line.split()[:1] == [str(step)] for step in range(8) for line in lines) == 8
+    assert any(line.startswith("finding 1 of") for line in lines) == bool(diagnosis.findings)
+    save_plot(tmp_path / "plot.png", diagnosis)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert verdict(examination.findings(), "").count("\n") == 0
+    diagnosis.save(tmp_path / "diagnosis.json")
+    saved = json.loads((tmp_path / "diagnosis.json").read_text())
+    assert saved["findings"][0]["name"] == diagnosis.findings[0].name and not saved["healthy"]
+    assert verdict(diagnosis.findings, "").count("\n") == 0

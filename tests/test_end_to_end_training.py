@@ -65,10 +65,10 @@ def test_stopped_killed_and_resumed_is_bit_for_bit_the_uninterrupted_run(tmp_pat
     assert f"resumed at step {killed} of {STEPS}" in output
     left, right = read_checkpoint(run), read_checkpoint(uninterrupted)
     assert left.step == right.step == STEPS
-    assert left.tensors.keys() == {"model", "ema", "calibration"}
+    assert left.tensors.keys() == {"model", "ema", "calibration", "record"}
     for name in left.tensors:
         assert_same(dict(left.tensors[name]), dict(right.tensors[name]), name)
-    for name in ("optimizer", "ema_updates", "task"):
+    for name in ("optimizer", "ema_updates", "task", "history"):
         assert_same(left.state[name], right.state[name], name)
     # The loss of each step is a function of its clips, levels and noise: they came in the same order.
     assert len(losses(run)) == STEPS and losses(run) == losses(uninterrupted)

@@ -1,5 +1,6 @@
 """The tools that examine a model or predict with it, through the command line: untrained, trained and broken."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -88,7 +89,7 @@ def test_diagnosis_of_an_untrained_model_in_a_clone_that_is_not_installed(tmp_pa
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("model: untrained model of quickstart.yaml")
-    assert lines[-1].startswith("verdict: nothing_learned: the one-step error is")
+    assert lines[-1].startswith("verdict: untrained: the one-step error is")
     assert (tmp_path / "diagnosis" / "untrained.png").stat().st_size > 10_000
 
 
@@ -194,6 +195,7 @@ def test_not_finite_weights(workplace, run_tool, tmp_path):
     for tool in (DIAGNOSE, INFERENCE):
         code, lines, _ = run_tool(tool, "--checkpoint", run, cwd=tmp_path)
         assert code == 1 and lines[-1].startswith("verdict: weights_not_finite: 1 tensors hold NaN"), lines
+    assert json.loads((run / "diagnosis" / "diagnosis.json").read_text())["healthy"] is False
 
 
 def test_exploded_weights(workplace, run_tool, tmp_path):
@@ -202,9 +204,9 @@ def test_exploded_weights(workplace, run_tool, tmp_path):
             values.mul_(30)
 
     run = plant(workplace, tmp_path / "exploded", explode)
-    for tool in (DIAGNOSE, INFERENCE):
+    for tool, said in ((DIAGNOSE, "weights_exploded: the norm"), (INFERENCE, "x0_explodes: x0 before clipping is in")):
         code, lines, _ = run_tool(tool, "--checkpoint", run, cwd=tmp_path)
-        assert code == 1 and lines[-1].startswith("verdict: x0_explodes: x0 before clipping is in"), lines
+        assert code == 1 and lines[-1].startswith(f"verdict: {said}"), lines
 
 
 def test_an_average_that_was_never_updated(workplace, run_tool, tmp_path):
@@ -214,7 +216,7 @@ def test_an_average_that_was_never_updated(workplace, run_tool, tmp_path):
 
     run = plant(workplace, tmp_path / "stuck", reset)
     code, lines, _ = run_tool(DIAGNOSE, "--checkpoint", run, cwd=tmp_path)
-    assert code == 1 and lines[-1].startswith("verdict: ema_never_updated: 2 averaged tensors"), lines
+    assert code == 1 and lines[-1].startswith("verdict: ema_never_updated: ") and "2 of its tensors" in lines[-1], lines
 
 
 def test_raw_latents(workplace, run_tool, tmp_path):
@@ -224,7 +226,23 @@ def test_raw_latents(workplace, run_tool, tmp_path):
 
     run = plant(workplace, tmp_path / "raw", identity)
     code, lines, _ = run_tool(DIAGNOSE, "--checkpoint", run, cwd=tmp_path)
-    assert code == 1 and "latents_not_calibrated: the calibration is the identity" in lines[-1]
+    assert code == 1 and lines[-1].startswith("verdict: latent_scale_missing: "), lines
+
+
+@pytest.mark.parametrize(
+    "section, values, name",
+    [("diffusion", {"parameterization": "v"}, "wrong_parameterization"),
+     ("diffusion", {"schedule": {"kind": "cosine"}}, "wrong_schedule"),
+     ("autoencoder", {"pixel_norm": "imagenet"}, "wrong_pixel_normalization"),
+     ("sampling", {"clip": {"kind": "static", "bound": 0.3}}, "clip_bound_binds")],
+)  # fmt: skip
+def test_a_configuration_that_is_not_that_of_the_training(workplace, run_tool, tmp_path, section, values, name):
+    checkpoint = read_checkpoint(workplace / "runs" / "tiny")
+    checkpoint.config[section].update(values)
+    store = CheckpointStore(tmp_path / "changed" / "checkpoints")
+    store.save(checkpoint.step, checkpoint.tensors, checkpoint.state, checkpoint.config, {})
+    code, lines, _ = run_tool(DIAGNOSE, "--checkpoint", tmp_path / "changed", cwd=tmp_path)
+    assert code == 1 and lines[-1].startswith(f"verdict: {name}: "), lines[-20:]
 
 
 def test_what_cannot_be_examined_is_one_line(workplace, run_tool, tmp_path):

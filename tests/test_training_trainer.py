@@ -101,7 +101,7 @@ def test_checkpoint_holds_what_a_predictor_and_a_resume_need(tmp_path):
     trainer, _ = train_tiny(tmp_path, settings())
     checkpoint = read_checkpoint(tmp_path)
     assert checkpoint.step == 20 and checkpoint.config == {"seed": 0}
-    assert set(checkpoint.tensors) == {"model", "ema", "calibration"}
+    assert set(checkpoint.tensors) == {"model", "ema", "calibration", "record"}
     assert checkpoint.state["task"] == {"quarantined": {"bad.mp4": "hung"}}
     assert checkpoint.state["ema_updates"] == 20 and checkpoint.info["samples"] == 160
     assert (

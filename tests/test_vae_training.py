@@ -40,7 +40,7 @@ def test_the_run_folder_holds_what_was_promised(finished):
     assert {path.name for path in (finished / "vae").iterdir()} == {
         "config.json", "diffusion_pytorch_model.safetensors",
     }  # fmt: skip
-    assert set(read_checkpoint(finished).tensors) == {"model", "ema", "discriminator"}
+    assert set(read_checkpoint(finished).tensors) == {"model", "record", "ema", "discriminator"}
     assert [path.name for path in (finished / "samples").rglob("*.png")] == ["reconstructions.png"]
 
 

@@ -17,6 +17,7 @@ from vidpred.conditioning import Conditioner, condition_shape, evaluation_roles,
 from vidpred.configuration import Config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
+from vidpred.diagnosis.record import read_history
 from vidpred.diffusion import MotionCompensation, NoiseSchedule, build_levels, build_parameterization, build_weight
 from vidpred.errors import UserError
 from vidpred.evaluation import Evaluation, evaluate
@@ -56,6 +57,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     else:
         calibration = LatentCalibration(autoencoder.latent_channels).to(device)
         calibration.load_state_dict(checkpoint.tensors["calibration"])
+    history = None if checkpoint is None else read_history(checkpoint)
     predictor = build_predictor(config, autoencoder, calibration, device)
     if beginning is not None:
         load_weights(predictor.denoiser.network, beginning)
@@ -89,6 +91,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
         open_loader, validation, evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
         shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor), extra_losses=extra_losses,
+        reference=history.record if history else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Findings: rules over measurements. Each names what is wrong, why it is believed, and what to change.
+"""Findings: each names what is wrong, why it is believed, and what to change. Here the rules of one look at inference.
 
 The bounds are wide on purpose: a finding means that something is broken, not that a model could be better.
 """
@@ -7,17 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import Iterable, Iterator, Literal, Sequence
 
-from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
+from vidpred.diagnosis.records import LatentFigures, StepRow, WeightFigures
 from vidpred.prediction.range_lines import MANY
 
 Severity = Literal["fatal", "serious"]
 
-LEARNED = 0.95  # of the error that needs no learning; below it a model has learned something
 EXPLODED = 10.0  # times the largest value of the data
 EXPLODED_FROM = 0.3  # alpha below which x0 = x / alpha + ... may be large in a sound model
 EPS_TOO_LARGE, EPS_TOO_SMALL = 1.5, 0.5  # times the bounds within which the eps norm lies
-UNIT_STD = (0.4, 2.5)
-CENTRED, SIGMAS = 0.25, 4.0
 OUTSIDE, OUTSIDE_FRACTION = 0.1, 0.05  # how far beyond [0, 1] decoded frames may go, and how many of them
 
 
@@ -72,60 +69,6 @@ def weight_findings(figures: WeightFigures) -> Iterator[Finding]:
             "the average was not updated, or not from the weights that were trained",
             "call the EMA update after every optimizer step, on every rank",
         )
-
-
-def calibration_findings(figures: LatentFigures) -> Iterator[Finding]:
-    """Latents that are not finite, or not of zero mean and unit deviation."""
-    if not math.isfinite(figures.low + figures.high):
-        yield Finding(
-            "fatal",
-            "latents_not_finite",
-            f"the latents of the clips are in {_range((figures.low, figures.high))}",
-            "the autoencoder or the calibration is broken",
-            "use full precision (autoencoder.half false) or other autoencoder weights",
-        )
-        return
-    change = "measure the calibration on training clips and keep it in the checkpoint"
-    if not figures.measured:
-        yield Finding(
-            "fatal",
-            "latents_not_calibrated",
-            f"the calibration is the identity; channel deviations are {_list(figures.std)}",
-            "the latent calibration was never measured, raw latents are diffused",
-            change,
-        )
-        return
-    off = [abs(m) > CENTRED + SIGMAS * u for m, u in zip(figures.mean, figures.uncertainty)]
-    wide = [not UNIT_STD[0] <= std <= UNIT_STD[1] for std in figures.std]
-    if any(off) or any(wide):
-        yield Finding(
-            "fatal",
-            "latents_not_calibrated",
-            f"calibrated latents have channel means {_list(figures.mean)}, deviations {_list(figures.std)}",
-            "the calibration is of another autoencoder, or of other data",
-            change,
-        )
-
-
-def learning_findings(rows: Sequence[LevelRow]) -> Iterator[Finding]:
-    """A denoiser that does no better than rules without learning."""
-    ratio = learning_ratio(rows)
-    if math.isfinite(ratio) and ratio >= LEARNED:
-        yield Finding(
-            "fatal",
-            "nothing_learned",
-            f"the one-step error is {ratio:.2f} of what needs no learning",
-            "the model is untrained, or its weights, levels or latents do not belong together",
-            "train longer; see whether --overfit_one_batch brings the loss near 0",
-        )
-
-
-def learning_ratio(rows: Sequence[LevelRow]) -> float:
-    """One-step error over the error that needs no learning: geometric mean over levels; 0 is perfect."""
-    ratios = [row.error / max(row.unlearned, 1e-6) for row in rows]
-    if not all(map(math.isfinite, ratios)):
-        return math.nan
-    return math.exp(sum(math.log(max(ratio, 1e-12)) for ratio in ratios) / len(ratios))
 
 
 def sampling_findings(rows: Sequence[StepRow], latents: LatentFigures) -> Iterator[Finding]:
@@ -208,6 +151,3 @@ def _size(bounds: tuple[float, float]) -> float:
 def _range(bounds: tuple[float, float]) -> str:
     return f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
 
-
-def _list(values: Iterable[float]) -> str:
-    return ", ".join(f"{value:.2f}" for value in values)

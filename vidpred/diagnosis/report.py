@@ -1,12 +1,10 @@
-"""An examination as lines of text and as a picture."""
+"""A diagnosis as lines of text; where results are written."""
 
-import math
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Iterator, Optional
 
-from vidpred.diagnosis.examination import Examination
-from vidpred.diagnosis.findings import clip_rate
-from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow, WeightFigures
+from vidpred.diagnosis.diagnose import Diagnosis
+from vidpred.diagnosis.records import LatentFigures, LevelRow, StepRow
 from vidpred.errors import UserError
 from vidpred.prediction import clip_advice
 
@@ -24,25 +22,51 @@ def results_folder(chosen: Optional[Path], default: Path) -> Path:
     return folder
 
 
-def examination_lines(examination: Examination) -> Iterator[str]:
-    """Everything that was measured; the findings and the verdict are not among the lines."""
-    yield from _weight_lines(examination.weights)
-    yield from _latent_lines(examination.latents, examination.clips)
+def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
+    """What was measured, then every finding with its evidence, cause and change; the verdict is not among them."""
+    yield from _weight_lines(diagnosis.measures)
+    if diagnosis.latents is not None:
+        yield from _latent_lines(diagnosis.latents, diagnosis.clips)
+    if diagnosis.chain is not None:
+        yield ""
+        yield from _step_lines(diagnosis.chain.steps)
+        rate = diagnosis.measures["chain/clip_rate"]
+        yield f"clip rate over all steps: {100 * rate:.3f} % ({clip_advice(rate)})"
+    if diagnosis.levels:
+        yield ""
+        yield from _level_lines(diagnosis.levels)
     yield ""
-    yield from _step_lines(examination.steps)
-    rate = clip_rate(examination.steps)
-    yield f"clip rate over all steps: {100 * rate:.3f} % ({clip_advice(rate)})"
-    yield ""
-    yield from _level_lines(examination.levels)
+    yield from _prediction_lines(diagnosis.measures)
+    for number, finding in enumerate(diagnosis.findings, start=1):
+        yield ""
+        yield f"finding {number} of {len(diagnosis.findings)} ({finding.severity}): {finding.name}"
+        yield f"    evidence: {finding.evidence}"
+        yield f"    likely cause: {finding.cause}"
+        yield f"    change: {finding.change}"
+    if any(finding.severity == "fatal" for finding in diagnosis.findings):
+        yield "    (what else is off would follow from this, and was not judged)"
 
 
-def _weight_lines(figures: WeightFigures) -> Iterator[str]:
-    yield f"parameters: {figures.count:,}, norm {figures.raw_norm:.6g}"
-    if figures.ema_norm is None:
+def summary(diagnosis: Diagnosis) -> str:
+    """The figures of a healthy model in one line."""
+    measures = diagnosis.measures
+    return (
+        f"the one-step error is {measures['levels/ratio']:.2f} of what needs no learning, "
+        f"clip rate {100 * measures['chain/clip_rate']:.2f} %, eps norm {measures['chain/eps_norm_least']:.2f} to "
+        f"{measures['chain/eps_norm_most']:.2f}"
+    )
+
+
+def _weight_lines(measures: dict[str, float]) -> Iterator[str]:
+    yield f"parameters: {measures['weights/count']:,.0f}, norm {measures['weights/norm']:.6g}"
+    if "ema/norm" not in measures:
         yield "EMA: none"
-        return
-    updates = "unknown" if figures.ema_updates is None else figures.ema_updates
-    yield f"EMA: norm {figures.ema_norm:.6g}, |EMA - raw| / |raw| {figures.distance:.4g}, updates {updates}"
+    else:
+        updates = f"{measures['ema/updates']:.0f}" if "ema/updates" in measures else "unknown"
+        distance = measures["ema/distance"]
+        yield f"EMA: norm {measures['ema/norm']:.6g}, |EMA - raw| / |raw| {distance:.4g}, updates {updates}"
+    if not measures["record/present"]:
+        yield "record of training: none, so inference is not compared with it"
 
 
 def _latent_lines(figures: LatentFigures, clips: int) -> Iterator[str]:
@@ -52,9 +76,9 @@ def _latent_lines(figures: LatentFigures, clips: int) -> Iterator[str]:
 
 
 def _step_lines(rows: list[StepRow]) -> Iterator[str]:
-    yield f"sampling, {len(rows)} inference steps: the unknown frames at each"
+    yield f"sampling, {len(rows)} network calls: the unknown frames at each"
     yield (
-        f"{'step':>4}  {'alpha':>6}  {'sigma':>6}  {'x_t range':>18}  {'x0 before clipping':>22}  "
+        f"{'call':>4}  {'alpha':>6}  {'sigma':>6}  {'x_t range':>18}  {'x0 before clipping':>22}  "
         f"{'clipped':>8}  {'eps norm / expected':>19}"
     )
     for row in rows:
@@ -78,62 +102,25 @@ def _level_lines(rows: list[LevelRow]) -> Iterator[str]:
         )
 
 
+PREDICTION_LINES = {
+    "chain/error": "whole prediction, rms error of latents",
+    "chain/copy_last": "    of the copied frame",
+    "chain/predict_zero": "    of predicting zero",
+    "chain/detail": "detail over that of decoded true frames",
+    "chain/motion": "motion energy over that of decoded true frames",
+    "given/swapped_over_own": "error with another clip's frames given, over the own one",
+    "vae/psnr": "autoencoder alone, dB",
+    "rollout/last_shift": "fourth window of a rollout: shift of the mean, deviations",
+    "rollout/last_contrast": "fourth window of a rollout: contrast over that of the given frames",
+    "curve/fall_late": "fall of the loss in the last part of training, fraction",
+}
+
+
+def _prediction_lines(measures: dict[str, float]) -> Iterator[str]:
+    for name, title in PREDICTION_LINES.items():
+        if name in measures:
+            yield f"{title}: {measures[name]:.3f}"
+
+
 def _range(bounds: tuple[float, float]) -> str:
     return f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
-
-
-def save_plot(path: Path, title: str, examination: Examination) -> None:
-    """Four charts as a PNG: error by level; x_t and x0 ranges, clip rate and eps norm by sampling step."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display is needed
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), layout="constrained")
-    figure.suptitle(title, fontsize=10)
-    _plot_errors(axes[0, 0], examination.levels)
-    steps = examination.steps
-    _plot_ranges(axes[0, 1], steps, examination.latents)
-    _plot_by_step(axes[1, 0], steps, [100 * row.clip_rate for row in steps], "clipped values, %")
-    _plot_by_step(axes[1, 1], steps, [row.eps_norm for row in steps], "eps norm / its expectation")
-    axes[1, 1].axhline(1, color="grey", linestyle=":")
-    for chart, least in ((axes[1, 0], 1.0), (axes[1, 1], 1.5)):
-        chart.set_ylim(0, max(least, 1.1 * chart.dataLim.y1) if math.isfinite(chart.dataLim.y1) else least)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _plot_errors(axes: Any, rows: list[LevelRow]) -> None:
-    for name, style, color, label in (
-        ("error", "o-", "tab:blue", "model"),
-        ("unlearned", "--", "tab:grey", "no learning"),
-        ("zero", ":", "tab:green", "predict zero"),
-        ("copy_last", ":", "tab:orange", "copy last given frame"),
-    ):
-        values = [getattr(row, name) for row in rows]
-        axes.plot([row.timestep for row in rows], values, style, color=color, label=label)
-    highest = 1.25 * max(rows[0].zero, rows[0].copy_last, 0.1)
-    if math.isfinite(highest):
-        axes.set_ylim(0, highest)  # an error that explodes leaves the chart, the references stay in it
-    axes.set(xlabel="timestep (right: pure noise)", ylabel="one-step error of x0, rms")
-    axes.legend(fontsize=8)
-
-
-def _plot_ranges(axes: Any, rows: list[StepRow], latents: LatentFigures) -> None:
-    for name, color, label in (("x", "tab:grey", "x_t"), ("x0", "tab:blue", "x0 before clipping")):
-        low, high = zip(*(getattr(row, name) for row in rows))
-        axes.fill_between([row.step for row in rows], low, high, color=color, alpha=0.3, label=label)
-    axes.axhline(latents.low, color="black", linestyle=":", label="data")
-    axes.axhline(latents.high, color="black", linestyle=":")
-    _label_steps(axes, "range")
-    axes.legend(fontsize=8, loc="center")
-
-
-def _plot_by_step(axes: Any, rows: list[StepRow], values: list[float], label: str) -> None:
-    axes.plot([row.step for row in rows], values, "o-", color="tab:blue")
-    _label_steps(axes, label)
-
-
-def _label_steps(axes: Any, label: str) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.set(xlabel="sampling step", ylabel=label)

@@ -1,5 +1,6 @@
 """What is examined: a model with its weights, raw and averaged, and the clips to examine it on."""
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Optional, Union
 from torch import Tensor
 
 from vidpred.checkpoint_store import read_checkpoint
-from vidpred.conditioning import ConditioningConfig, prediction_roles
+from vidpred.conditioning import ConditioningConfig, prediction_roles, trained_tasks
 from vidpred.data import (
     DATASETS,
     Clip,
@@ -20,11 +21,14 @@ from vidpred.data import (
     evaluation_batches,
     evenly_spaced_clips,
     require_half,
+    sample_clips,
 )
 from vidpred.data.probing import probe_video
 from vidpred.data.sources import Source, window_starts
 from vidpred.data.video_folder import VideoFolder
+from vidpred.diagnosis.record import TrainingHistory, read_history
 from vidpred.errors import UserError
+from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor, predictor_from_checkpoint
 from vidpred.registry import from_mapping
 
@@ -41,6 +45,7 @@ class Subject:
         ema_updates: how often the average was updated, None where that is not known.
         data, conditioning, seed: of the run; they say which clips the model is meant for.
         folder: where results about the model belong. name: of files about it.
+        history: of its training; None where there was none, or it left no record.
     """
 
     title: str
@@ -53,6 +58,7 @@ class Subject:
     seed: int
     folder: Path
     name: str
+    history: Optional[TrainingHistory] = None
 
 
 def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Subject:
@@ -73,13 +79,38 @@ def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Sub
         seed=config.get("seed", 0),
         folder=checkpoint.run_folder,
         name=f"step_{checkpoint.step:08d}",
+        history=read_history(checkpoint),
     )
+
+
+def diagnosed_roles(conditioning: ConditioningConfig) -> FrameRoles:
+    """The first frames are given, as in prediction; none where the model was never trained to predict."""
+    predicts = "prediction" in trained_tasks(conditioning)
+    return prediction_roles(conditioning.context_frames if predicts else 0)
 
 
 def validation_clips(subject: Subject, count: int) -> ClipBatch:
     """`count` clips, or all if there are fewer, evenly spaced over the validation split of its data."""
     dataset = build_dataset(subject.data, "val", subject.seed)
     return _read(subject, dataset, evenly_spaced_clips(dataset, count))
+
+
+def diagnosed_clips(subject: Subject, count: int) -> ClipBatch:
+    """As `validation_clips`, with the roles that a diagnosis asks for."""
+    dataset = build_dataset(subject.data, "val", subject.seed)
+    return _read(subject, dataset, evenly_spaced_clips(dataset, count), diagnosed_roles(subject.conditioning))
+
+
+def training_clips(subject: Subject, count: int) -> ClipBatch:
+    """`count` training clips, or one of each item if there are fewer, in random windows as training draws them."""
+    dataset = build_dataset(subject.data, "train", subject.seed)
+    count = min(count, len(dataset))
+    loader = sample_clips(
+        dataset, count, seed=subject.seed, purpose="diagnosis", batch_size=count,
+        num_workers=0, timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
+    )  # fmt: skip
+    with contextlib.closing(loader):
+        return next(iter(loader))
 
 
 def video_clip(
@@ -138,13 +169,15 @@ def _clip_config(source: Source, subject: Subject, num_frames: int, start: float
     return config, first
 
 
-def _read(subject: Subject, dataset: ClipDataset, numbers: list[int]) -> ClipBatch:
+def _read(
+    subject: Subject, dataset: ClipDataset, numbers: list[int], roles: Optional[FrameRoles] = None
+) -> ClipBatch:
     """The clips that can be read, decoded in a process of its own: a decoder may hang or die."""
     batches = evaluation_batches(
         dataset,
         numbers,
         len(numbers),
-        prediction_roles(subject.conditioning.context_frames),
+        roles or prediction_roles(subject.conditioning.context_frames),
         timeout=getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout),
     )
     read = list(batches)

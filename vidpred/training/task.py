@@ -80,6 +80,14 @@ class Task(Protocol):
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Frozen tensors that a checkpoint needs besides the network's, by file name."""
 
+    def record(self, averaged: nn.Module) -> Optional[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """What a diagnosis compares inference with, see `vidpred.diagnosis.record`; None where there is nothing.
+
+        Called on rank 0 alone, so it must not use collective operations. Both networks are in evaluation mode."""
+
+    def measures(self) -> dict[str, float]:
+        """Cheap measures of `vidpred.diagnosis` for the watch; between steps, on rank 0 alone, as `record`."""
+
     def state(self) -> dict[str, Any]:
         """What a resumed run must know: plain numbers, texts, lists, dictionaries, tensors."""
 

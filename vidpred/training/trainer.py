@@ -18,6 +18,7 @@ from vidpred.checkpoint_store import Checkpoint, CheckpointStore
 from vidpred.errors import UserError
 from vidpred.training.adversary import Adversary
 from vidpred.training.averages import RunningAverages
+from vidpred.training.chronicle import Chronicle
 from vidpred.training.ema import Ema, parameter_norm
 from vidpred.training.interruption import StopRequest
 from vidpred.training.loggers import Loggers
@@ -28,6 +29,7 @@ from vidpred.training.settings import TrainingConfig
 from vidpred.training.snapshots import Snapshots, load_network
 from vidpred.training.task import Batch, Findings, Task
 from vidpred.training.verdicts import Journal, Verdict, VerdictMail
+from vidpred.training.watch import EVERY
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ class Trainer:
         self._stop_request = StopRequest()
         self._stopping = False  # agreed by all ranks
         self._journal = Journal()
+        self._chronicle = Chronicle(task, self._ema, config)
+        self._ranges: dict[str, range_checks.RangeStats] = {}  # of the last log line
         self._validated_step = self._saved_step = self._shown_ranges_step = -1
         self.step = 0
         if resume_from is not None:
@@ -121,6 +125,8 @@ class Trainer:
                 progress.advance()
                 if self._due(self._config.log_every_step):
                     self._log(progress)
+                if self._due(min(self._config.log_every_step, EVERY)):
+                    self._look_for_faults()
                 if self._done or not self._stopping:  # a run that is asked to stop saves and does no more
                     with self._pace.pause():
                         self._look_after_the_run()
@@ -191,6 +197,7 @@ class Trainer:
             return
         self._stopping = self._stopping or verdict.stop
         self._journal.enter(verdict)
+        self._chronicle.enter(verdict)
         if self._journal.bad_in_a_row >= self._config.max_bad_steps:
             raise UserError(
                 f"no finite loss and gradient in {self._journal.bad_in_a_row} steps in a row, up to step "
@@ -224,9 +231,17 @@ class Trainer:
                 f"range/{name}/std": stats.std,
                 f"range/{name}/non_finite": float(stats.non_finite),
             }
+        self._ranges = ranges
         progress.show(values)
         self._show_ranges(ranges)
         self._loggers.log(self.step, values)
+
+    def _look_for_faults(self) -> None:
+        """Rank 0 looks for all."""
+        if distributed.is_main():
+            findings = self._chronicle.look_for_faults(self.step, self._ranges)
+            if findings:
+                self._loggers.log(self.step, findings)
 
     def _show_ranges(self, ranges: dict[str, range_checks.RangeStats]) -> None:
         """On the console at the first log line, and then as often as there are pictures."""
@@ -311,7 +326,13 @@ class Trainer:
             **self._adversary.tensors(),
             **self._task.tensors(),
         }
+        history: dict[str, Any] = {}
+        if distributed.is_main():
+            with _evaluating(self._task.network):
+                recorded, history = self._chronicle.history()
+            tensors |= recorded
         state = {
+            "history": history,
             "optimizer": self._optimization.state_dict(),
             **self._adversary.state(),
             "ema_updates": self._ema.updates,
@@ -339,6 +360,7 @@ class Trainer:
         self._journal.load_state(checkpoint.state["bad_steps"])
         self._snapshots.restore(checkpoint.state)
         self._task.load_state(checkpoint.state["task"])
+        self._chronicle.restore(checkpoint)
         self.step = checkpoint.step
         logger.info("resuming from %s", checkpoint.path)
 

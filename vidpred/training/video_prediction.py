@@ -9,6 +9,7 @@ consecutive draws, hence over a batch, which lowers the variance of the gradient
 "Variational diffusion models", appendix I).
 """
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from vidpred.data import (
 )
 from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import Denoiser, DenoisingLoss
+from vidpred.diagnosis.record import TrainingRecord
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
 from vidpred.evaluation import BadClipsError, ClipSample, Evaluation, save_pictures
@@ -40,6 +42,7 @@ from vidpred.tensor_ops import shrink_frames
 from vidpred.training.averages import Averages
 from vidpred.training.clip_stream import ClipStream
 from vidpred.training.extra_losses import ExtraLosses, NoisedClips
+from vidpred.training.inspection import Inspection
 from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.task import Findings, TaskLoss
 
@@ -89,6 +92,16 @@ class ValidationSet:
             timeout=self.timeout,
         )
 
+    def fixed_clips(self, count: int, frame_roles: FrameRoles) -> ClipBatch | None:
+        """As many of `count` clips as can be read, on this rank alone; None where there is none."""
+        numbers = evenly_spaced_clips(self.dataset, count)
+        batches = evaluation_batches(
+            self.dataset, numbers, len(numbers), frame_roles, num_workers=self.num_workers, timeout=self.timeout
+        )
+        for batch, valid in batches:
+            return batch.first(int(valid.sum()))
+        return None
+
     def require_half(self, kept: int, dropped: Iterable[dict[int, str]]) -> None:
         """Raises UserError where fewer than half of the clips could be read; `dropped` of every rank."""
         merged = {number: line for share in dropped for number, line in share.items()}
@@ -127,6 +140,7 @@ class VideoPredictionTask:
         shrinkage: 0-based step -> by how much the height and width of its training frames are divided.
         show_training_clips: pictures of the training batch itself (to see one batch being overfitted).
         prompts: of which a grid is drawn beside the pictures.
+        reference: the record of the checkpoint that is resumed, which the watch compares with.
     """
 
     def __init__(
@@ -145,6 +159,7 @@ class VideoPredictionTask:
         shrinkage: Callable[[int], int] = lambda step: 1,
         prompts: PromptPictures | None = None,
         extra_losses: ExtraLosses | None = None,
+        reference: TrainingRecord | None = None,
     ):
         if len(validation.dataset) == 0:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
@@ -160,13 +175,15 @@ class VideoPredictionTask:
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
         self._validation_dropped: dict[int, str] = {}
+        self._inspection = Inspection(predictor, conditioning, validation.fixed_clips, seed, reference)
         range_checks.expect("encoded latents", cure=LATENT_CURE)
         range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT, cure=LATENT_CURE)
 
     # Training ----------------------------------------------------------------------------------------------
 
     def batches(self, first_step: int) -> Generator[ClipBatch, None, None]:
-        return self._stream.batches(first_step)
+        with contextlib.closing(self._stream.batches(first_step)) as batches:
+            yield from self._inspection.watched(batches)
 
     def loss(self, network: nn.Module, batch: ClipBatch, step: int) -> TaskLoss:
         """The mean over clips of the denoiser's loss, and that loss by noise level."""
@@ -401,6 +418,12 @@ class VideoPredictionTask:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"calibration": self._predictor.calibration.state_dict()}
+
+    def record(self, averaged: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self._inspection.record(averaged)
+
+    def measures(self) -> dict[str, float]:
+        return self._inspection.measures()
 
     def state(self) -> dict[str, Any]:
         return self._stream.state()

@@ -213,6 +213,12 @@ class AutoencoderTask:
 
     # Checkpoints -------------------------------------------------------------------------------------------
 
+    def record(self, averaged: nn.Module) -> None:
+        """Nothing: the diagnosis is of models that denoise."""
+
+    def measures(self) -> dict[str, float]:
+        return {}
+
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {}
 

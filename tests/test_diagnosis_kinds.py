@@ -1,0 +1,45 @@
+"""The diagnosis runs on models of every kind: what they cannot show is not measured."""
+
+import pytest
+from end_to_end_helper import cache, train_tiny  # noqa: F401 (a fixture)
+from test_end_to_end_conditions import train_pushed
+
+from vidpred.diagnosis import diagnose, diagnosis_lines, save_plot
+
+KINDS = {
+    "prediction": (),
+    "unconditional": ("--conditioning.scheme=unconditional", "--evaluation.task=unconditional"),
+    "no given frames": ("--conditioning.context_frames=0", "--evaluation.task=unconditional"),
+    "images": ("--conditioning.context_frames=0", "--data.num_frames=1", "--evaluation.task=unconditional"),
+    "two frames": ("--data.num_frames=2", "--conditioning.context_frames=1"),
+    "random masks": ("--conditioning.scheme=random",),
+    "eps": ("--diffusion.parameterization=eps",),
+    "flow, euler": ("--diffusion.parameterization=flow", "--diffusion.schedule.kind=flow", "--sampling.sampler=euler"),
+    "heun": ("--sampling.sampler=heun", "--diffusion.residual=false"),
+    "one step of sampling": ("--sampling.num_inference_steps=1",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_measured_and_judged(tmp_path, cache, kind):  # noqa: F811
+    train_tiny(tmp_path, *KINDS[kind])
+    diagnosis = examined(tmp_path / "tiny")
+    predicts = kind not in ("unconditional", "no given frames", "images")
+    for name in ("chain/copy_last", "rollout/finite", "given/swapped_over_own"):
+        assert (name in diagnosis.measures) == predicts, name
+
+
+def test_a_model_that_takes_conditions(tmp_path, cache):  # noqa: F811
+    """Rollouts would need actions of frames that no clip has."""
+    train_pushed(tmp_path)
+    measures = examined(tmp_path / "pushed").measures
+    assert "chain/copy_last" in measures and "rollout/finite" not in measures
+
+
+def examined(run):
+    diagnosis = diagnose(run, "cpu")
+    assert {finding.name for finding in diagnosis.findings} <= {"untrained", "undertrained", "loss_plateau"}
+    assert diagnosis.measures["record/present"] and diagnosis.measures["x0/difference"] < 1e-2
+    assert list(diagnosis_lines(diagnosis))
+    save_plot(run / "plot.png", diagnosis)
+    return diagnosis

@@ -1,0 +1,180 @@
+"""The diagnosis of a model: everything is measured once, then judged by rules that see nothing but the measures."""
+
+import copy
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import torch
+
+from vidpred.data import ClipBatch
+from vidpred.denoiser import Denoiser
+from vidpred.diagnosis.curve import LossPoint
+from vidpred.diagnosis.data_measures import STILL, data_measures, frame_changes
+from vidpred.diagnosis.findings import Finding
+from vidpred.diagnosis.measurement import latent_figures, one_step_errors
+from vidpred.diagnosis.prediction_measures import (
+    Chain,
+    chain_measures,
+    clip_measures,
+    influence_measures,
+    rollout_measures,
+    run_chain,
+)
+from vidpred.diagnosis.record_measures import record_measures
+from vidpred.diagnosis.records import LatentFigures, LevelRow
+from vidpred.diagnosis.rules import judge
+from vidpred.diagnosis.subject import Subject, diagnosed_clips, subject_from_checkpoint, training_clips
+from vidpred.diagnosis.weight_measures import curve_measures, weight_measures
+from vidpred.files import write_json
+
+CLIPS = 12
+TRAINING_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was measured of a model, and what it says.
+
+    measures: every number that the rules use, by name; one that could not be measured is absent. notes: words for
+    some of them. findings: the root cause first. levels, chain, latents, curve: what the plot page draws; None where
+    the weights are not finite.
+    """
+
+    title: str
+    clips: int
+    measures: dict[str, float]
+    notes: dict[str, str]
+    findings: list[Finding]
+    levels: list[LevelRow]
+    chain: Optional[Chain]
+    latents: Optional[LatentFigures]
+    curve: list[LossPoint]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; what is not finite is null."""
+        return {
+            "model": self.title,
+            "clips": self.clips,
+            "healthy": not self.findings,
+            "findings": [vars(finding) for finding in self.findings],
+            "measures": {
+                name: value if math.isfinite(value) else None for name, value in sorted(self.measures.items())
+            },
+            "notes": self.notes,
+        }
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_json())
+
+
+def diagnose(checkpoint: Union[str, Path], device: str = "auto", clips: int = CLIPS) -> Diagnosis:
+    """The diagnosis of a checkpoint directory, or of a run's latest one, on data as they are read now. UserError."""
+    return diagnose_subject(subject_from_checkpoint(checkpoint, str(device)), clips)
+
+
+def diagnose_subject(subject: Subject, clips: int = CLIPS) -> Diagnosis:
+    """As `diagnose`, of a model that is already read."""
+    return diagnose_clips(subject, diagnosed_clips(subject, clips))
+
+
+def diagnose_clips(subject: Subject, examined: ClipBatch) -> Diagnosis:
+    """As `diagnose`, on clips that are already read."""
+    measures, notes = weight_measures(subject), {}
+    points = subject.history.curve.points if subject.history else []
+    measures |= curve_measures(points) if subject.history else {}
+    measures |= _data(subject, examined)
+    measures["record/present"] = float(subject.history is not None and subject.history.record is not None)
+    levels, chain, latents = [], None, None
+    if not measures["weights/not_finite"]:
+        if measures["record/present"]:
+            read_now = dict(zip(examined.names, examined.frames))
+            found, notes = record_measures(subject, subject.history.record, read_now)
+            measures |= found
+        found, levels, chain, latents = _predictions(subject, examined)
+        measures |= found
+    return Diagnosis(
+        subject.title, len(examined), measures, notes, judge(measures, notes), levels, chain, latents, points
+    )
+
+
+def _data(subject: Subject, examined: ClipBatch) -> dict[str, float]:
+    """Of training clips, as training draws them, and of validation clips; and whether the recorded ones moved."""
+    if subject.data is None:
+        return data_measures(examined.frames, examined.names)
+    training = training_clips(subject, TRAINING_CLIPS)
+    of_training = data_measures(training.frames, training.names)
+    of_validation = data_measures(examined.frames, examined.names)
+    found = dict(of_training)
+    for name in ("twins", "still", "repetition"):
+        if f"data/{name}" in of_training:
+            found[f"data/val_{name}"] = of_validation[f"data/{name}"]
+    record = subject.history.record if subject.history else None
+    if record is not None and record.frames.shape[1] > 1:
+        changes = frame_changes(record.frames)
+        found["data/recorded_still"] = float((changes < STILL).all(1).double().mean())
+        found["data/recorded_motion"] = float(changes.square().mean().sqrt())
+        found["data/val_motion"] = of_validation["data/motion"]
+    return found
+
+
+def _predictions(
+    subject: Subject, clips: ClipBatch
+) -> tuple[dict[str, float], list[LevelRow], Chain, LatentFigures]:
+    predictor, seed = subject.predictor, subject.seed
+    latents = predictor.encode(clips.frames)
+    figures = latent_figures(predictor.calibration, latents)
+    found = {
+        "latents/largest_mean": max(map(abs, figures.mean)),
+        "latents/largest_std": max(figures.std),
+        "latents/least_std": min(figures.std),
+        "latents/largest_uncertainty": max(figures.uncertainty),
+        "latents/calibrated": float(figures.measured),
+        "latents/finite": float(bool(latents.isfinite().all())),
+    }
+    levels = one_step_errors(predictor, latents, clips, seed)
+    found |= level_measures(levels, "levels")
+    trained = _with_weights(subject)
+    if trained is not None:
+        raw = copy.copy(predictor)
+        raw.denoiser = trained
+        found |= level_measures(one_step_errors(raw, latents, clips, seed), "raw_levels")
+    chain = run_chain(predictor, latents, clips, seed)
+    found |= chain_measures(predictor, latents, clips, chain)
+    if found["chain/finite"]:
+        found |= influence_measures(predictor, latents, clips, chain, seed)
+        found |= clip_measures(predictor, latents, clips, chain, seed)
+        found |= rollout_measures(predictor, latents, clips, seed)
+    return found, levels, chain, figures
+
+
+def level_measures(rows: list[LevelRow], prefix: str) -> dict[str, float]:
+    """`<prefix>/ratio`: one-step error over what needs no learning, the geometric mean over levels; and its parts."""
+    ratios = [row.error / max(row.unlearned, 1e-6) for row in rows]
+    if not all(map(math.isfinite, ratios)):
+        return {f"{prefix}/ratio": math.inf}
+    logs = [math.log(max(ratio, 1e-12)) for ratio in ratios]
+    third = max(len(rows) // 3, 1)
+
+    def mean(part: list[float]) -> float:
+        return math.exp(sum(part) / len(part))
+
+    return {
+        f"{prefix}/ratio": mean(logs),
+        f"{prefix}/ratio_noisy": mean(logs[:third]),
+        f"{prefix}/ratio_clean": mean(logs[-third:]),
+        f"{prefix}/ratio_least": min(ratios),
+        f"{prefix}/ratio_most": max(ratios),
+        f"{prefix}/error_clean": rows[-1].error,
+    }
+
+
+def _with_weights(subject: Subject) -> Optional[Denoiser]:
+    """The denoiser with the trained weights in place of their average; None where there is only one of them."""
+    denoiser = subject.predictor.denoiser
+    if subject.averaged is None or not isinstance(denoiser, Denoiser):
+        return None
+    network = copy.deepcopy(denoiser.network)
+    network.load_state_dict(subject.weights)
+    return denoiser.with_network(network.to(subject.predictor.device).eval())
