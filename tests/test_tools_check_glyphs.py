@@ -22,7 +22,8 @@ from glyph_fonts import Rendering, draw, find_fonts  # noqa: E402
 
 FONTS = [Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf" for name in ("DejaVuSans", "DejaVuSerif")]
 SMALL = ["--data.height=16", "--data.width=16", "--data.num_workers=0", "--data.min_score=0.5", "--condition.width=8",
-         "--condition.text.layers=1", "--network.channels=[8,16]", "--network.head_dim=8", "--sampling.num_inference_steps=4",
+         "--condition.text.layers=1", "--network.channels=[8,16]", "--network.head_dim=8",
+         "--sampling.num_inference_steps=4",
          "--training.num_steps=2", "--training.double_resolution_at=[1]", "--training.batch_size=4",
          "--training.warmup_steps=1", "--training.validation_clips=1", "--training.visualize_clips=1",
          "--evaluation.num_clips=1", "--evaluation.lpips_net=none", "--device=cpu"]  # fmt: skip
@@ -97,12 +98,16 @@ def test_the_tool_asks_for_every_glyph_at_every_scale(model, tmp_path, run_file)
     assert again[0] == figures[1]  # whatever the batch and the scales before it
 
 
+def list_alone(data, line):
+    (data / "metadata.jsonl").write_text(line)
+
+
 @pytest.mark.parametrize(
     "damage, line",
     [
         (lambda data: (data / "metadata.jsonl").unlink(), "metadata.jsonl: cannot be read"),
-        (lambda data: (data / "metadata.jsonl").write_text('{"file_name": "train/a.png", "text": "a"}'), "no pictures in val/"),
-        (lambda data: (data / "metadata.jsonl").write_text('{"file_name": "train/a.png"}'), "a line has no text"),
+        (lambda data: list_alone(data, '{"file_name": "train/a.png", "text": "a"}'), "no pictures in val/"),
+        (lambda data: list_alone(data, '{"file_name": "train/a.png"}'), "a line has no text"),
         (lambda data: [path.write_bytes(b"x") for path in data.rglob("*.png")], "render the folder again"),
     ],
 )

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 def loss_of(tmp_path, batch=None, rows=None, **weights):
-    task = make_task(tmp_path, extra_losses=ExtraLosses(**{"consistency_weight": 0, "diversity_weight": 0, **weights}, seed=SEED))
+    weights = {"consistency_weight": 0, "diversity_weight": 0, **weights}
+    task = make_task(tmp_path, extra_losses=ExtraLosses(**weights, seed=SEED))
     batch = batch or first_batch(task, step=3)
     found = task.loss(task.network, batch if rows is None else batch.first(rows), 3)
     terms = dict(zip(found.averages.names, (found.averages.sums / found.averages.weights).tolist()))
@@ -90,8 +91,9 @@ def test_a_run_logs_them_and_goes_on_as_without(tmp_path):
 @pytest.mark.parametrize("scheme", ["random", "diffusion_forcing"])
 def test_other_roles_of_frames_too(tmp_path, scheme):
     train_tiny(
-        tmp_path, f"--conditioning.scheme={scheme}", "--diffusion.consistency_weight=1", "--diffusion.diversity_weight=1",
-        "--conditioning.history_dropout=0.3", "--conditioning.context_noise=0.2", "--training.num_steps=3",
+        tmp_path, f"--conditioning.scheme={scheme}", "--diffusion.consistency_weight=1",
+        "--diffusion.diversity_weight=1", "--conditioning.history_dropout=0.3", "--conditioning.context_noise=0.2",
+        "--training.num_steps=3",
     )  # fmt: skip
     assert all(value == value for value in losses(tmp_path / "tiny"))
 

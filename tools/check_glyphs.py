@@ -70,7 +70,7 @@ def main() -> int:
     root = options.data or Path(str(getattr(subject.data, "root", None) or "data"))
     references, prompts = read_references(root, subject)
     counts = {split: len(found.glyphs) for split, found in references.items()}
-    print(f"{len(prompts)} glyphs, {options.samples} pictures of each, beside {counts} renderings of {root}", flush=True)
+    print(f"{len(prompts)} glyphs, {options.samples} pictures of each; renderings in {root}: {counts}", flush=True)
     folder = options.out or subject.folder / "glyphs" / subject.name
     results = []
     for guidance in options.guidance:

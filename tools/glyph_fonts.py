@@ -43,8 +43,8 @@ GLYPHS: dict[str, str] = {
     **{letter: f"letter {letter.lower()}" for letter in "ABCDEFGHKLMNPRSTUVWXYZ"},
     **_SIGNS,
 }
-"""Character -> its name in a caption. 44 of them: digits, signs, and capitals but for I, J, O and Q, which between fonts
-are not told apart from 1 and 0: another font's true 1 is often nearest to an I."""
+"""Character -> its name in a caption. 44 of them: digits, signs, and capitals but for I, J, O and Q, which between
+fonts are not told apart from 1 and 0: another font's true 1 is often nearest to an I."""
 
 
 def glyph_name(glyph: str) -> str:

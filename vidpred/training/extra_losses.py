@@ -48,8 +48,8 @@ class ExtraLosses:
         """Raises UserError where draws 2k and 2k + 1 would not be in one micro batch."""
         require(
             self.diversity_weight == 0 or micro_batch % 2 == 0,
-            f"diffusion.diversity_weight: compares clips in pairs, and {micro_batch} go through the network at once; make "
-            "training.batch_size an even multiple of the processes and training.accumulation, or set it to 0",
+            f"diffusion.diversity_weight: compares clips in pairs, and {micro_batch} go through the network at once; "
+            "make training.batch_size an even multiple of the processes and training.accumulation, or set it to 0",
         )
 
     def __bool__(self) -> bool:

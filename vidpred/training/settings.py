@@ -96,8 +96,8 @@ class TrainingConfig:
             "max_grad_norm",
         ):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
-        if self.visualize_every_step != "epoch":
-            _require(self.visualize_every_step >= 0, "visualize_every_step", self.visualize_every_step, "give 0 or more")
+        rhythm = self.visualize_every_step
+        _require(rhythm == "epoch" or rhythm >= 0, "visualize_every_step", rhythm, "give 0 or more")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "give a positive number")
         _require(0 <= self.lr_floor <= 1, "lr_floor", self.lr_floor, "give a fraction between 0 and 1")
         for name in ("ema_decay", "beta1", "beta2"):
