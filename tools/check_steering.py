@@ -1,7 +1,7 @@
 """Whether predictions go where the actions push them: pushed shapes, rolled out with their pushes and without.
 
     python tools/check_steering.py --checkpoint runs/pushed_shapes
-    python tools/check_steering.py --clips 64 --guidance 1 2 --frames 8
+    python tools/check_steering.py --clips 128 --guidance 1 2 3 --frames 8
 
 Of each predicted frame the centroid of the drawn shape is compared with the place to which the pushes have brought it;
 it follows where it is within 2 pixels. Written: a table and steering.json. Exit code: 0 where at least 95 % follow with
@@ -172,7 +172,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="run folder or checkpoint (the newest run)")
-    parser.add_argument("--clips", type=int, default=128, metavar="N", help="clips to predict (128)")
+    parser.add_argument("--clips", type=int, default=64, metavar="N", help="clips to predict (64)")
     parser.add_argument("--frames", type=int, default=8, metavar="N", help="predicted frames of each (8)")
     parser.add_argument("--split", choices=("val", "test"), default="test", help="(test)")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0], metavar="SCALE",
