@@ -1,0 +1,74 @@
+"""The tables of the fault bench: how often each fault was named, and of what healthy models were accused."""
+
+from collections import Counter
+from statistics import median
+from typing import Sequence
+
+from fault_cases import Result
+
+NAMED = 0.95  # of the faults, first
+ACCUSED = 0.05  # of the healthy models, at most
+
+
+def faults_table(results: Sequence[Result]) -> str:
+    """Markdown. What a fault costs is the median and the least over its plants, in dB of PSNR against the twin."""
+    lines = ["| fault | planted | named first | named at all | otherwise first | costs (dB) |", "|---|---|---|---|---|---|"]
+    for fault in dict.fromkeys(result.fault for result in results):
+        of_fault = [result for result in results if result.fault == fault]
+        others = Counter(first(result) for result in of_fault if first(result) != fault)
+        words = ", ".join(f"{name} {count}" for name, count in others.most_common())
+        lines.append(
+            f"| {fault} | {len(of_fault)} | {sum(first(one) == fault for one in of_fault)} "
+            f"| {sum(fault in one.findings for one in of_fault)} | {words} | {_costs(of_fault)} |"
+        )
+    named = sum(first(result) == result.fault for result in results)
+    at_all = sum(result.fault in result.findings for result in results)
+    return "\n".join([*lines, f"| all | {len(results)} | {named} | {at_all} | | |"])
+
+
+def healthy_table(results: Sequence[Result]) -> str:
+    lines = ["| healthy | PSNR (dB) | copy last | accused of |", "|---|---|---|---|"]
+    for result in results:
+        lines.append(
+            f"| {result.kind} | {_number(result.psnr)} | {_number(result.twin_psnr)} | {', '.join(result.findings)} |"
+        )
+    return "\n".join(lines)
+
+
+def first(result: Result) -> str:
+    if result.error:
+        return f"error: {result.error}"
+    return result.findings[0] if result.findings else "nothing"
+
+
+def reached(results: Sequence[Result]) -> bool:
+    """Whether the targets are: NAMED of the faults first, no more than ACCUSED of the healthy models accused."""
+    faults, sound = split(results)
+    named = sum(first(result) == result.fault for result in faults)
+    accused = sum(bool(result.findings or result.error) for result in sound)
+    return named >= NAMED * len(faults) and accused <= ACCUSED * len(sound)
+
+
+def split(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
+    """(faults, healthy ones)."""
+    return [one for one in results if one.fault != "healthy"], [one for one in results if one.fault == "healthy"]
+
+
+def unseen(results: Sequence[Result]) -> list[str]:
+    """Plants that no attempt made visible."""
+    return [
+        f"{one.fault} {one.number}: {one.twin_psnr - one.psnr:.2f} dB"
+        for one in results
+        if not (one.visible or one.error)
+    ]
+
+
+def _costs(results: Sequence[Result]) -> str:
+    lost = [one.twin_psnr - one.psnr for one in results if one.psnr is not None and one.twin_psnr is not None]
+    broken = sum(one.psnr is None and not one.error for one in results)
+    words = [f"{median(lost):.1f} (least {min(lost):.1f})"] if lost else []
+    return ", ".join(words + ([f"{broken} not finite"] if broken else []))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
