@@ -5,16 +5,17 @@
     python tools/fault_bench.py --set tuning --only frozen_output "static camera"
     python tools/fault_bench.py --set tuning --rejudge          the rules alone, on what was measured before
 
-A case is a function of (set, fault or healthy kind, number). A fault is one only where it costs a decibel of PSNR against
-its healthy twin; where it does not, a stronger one or another base is tried. What is done is kept in --out: the same
-command goes on where it stopped, a changed diagnosis only diagnoses again, a changed plant only plants again. Exit code 0
-where 95 % of the faults are named first and no more than one of 20 healthy models is accused, 1 otherwise.
+A case is a function of (set, fault or healthy kind, number). A fault is one only where it costs a decibel of PSNR
+against its healthy twin; where it does not, a stronger one or another base is tried. What is done is kept in --out: the
+same command goes on where it stopped, a changed diagnosis only diagnoses again, a changed plant only plants again. Exit
+code 0 where 95 % of the faults are named first and no more than one of 20 healthy models is accused, 1 otherwise.
 """
 
 import argparse
 import dataclasses
 import multiprocessing
 import os
+import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -51,6 +52,7 @@ def main() -> Optional[int]:
 def run_all(names: list[Name], out: Path, jobs: int) -> list[Result]:
     """In `jobs` processes of one thread each; in the order of `names`."""
     os.environ |= {"OMP_NUM_THREADS": "1", "VIDPRED_CACHE": str(out / "cache"), "WANDB_MODE": "disabled"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: workers must not outlive this process
     context = multiprocessing.get_context("spawn")
     results: dict[Name, Result] = {}
     with ProcessPoolExecutor(jobs, context, quiet, (out / "logs",)) as pool:
@@ -60,6 +62,8 @@ def run_all(names: list[Name], out: Path, jobs: int) -> list[Result]:
                 results[waiting[future]] = future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()
             raise
     return [results[name] for name in names]
 

@@ -1,4 +1,4 @@
-"""One case of the fault bench: planted, looked at, diagnosed; what is done is kept beside a key of the code it is of."""
+"""One case of the fault bench: planted, looked at, diagnosed; what is done is kept with a key of the code it is of."""
 
 import dataclasses
 import json
@@ -46,8 +46,8 @@ class Result:
     """What became of a case.
 
     psnr: dB of its predictions, None where they are not finite; twin_psnr: of its healthy twin's (of a healthy model:
-    of the copied last frame). attempt: of the plant. visible: whether it costs at least VISIBLE_DB. findings: names, the
-    root cause first. error: why it could not be planted or diagnosed.
+    of the copied last frame). attempt: of the plant. visible: whether it costs at least VISIBLE_DB. findings: names,
+    the root cause first. error: why it could not be planted or diagnosed.
     """
 
     fault: str

@@ -18,7 +18,9 @@ from vidpred.files import written_aside
 from vidpred.random_streams import host_generator
 
 DAMAGES = ("none", "constant", "duplicated", "one_clip", "shuffled", "swapped")
-SEGMENTS = ("1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011")
+SEGMENTS = (  # of the digits 0 to 9: top, upper left and right, middle, lower left and right, bottom
+    "1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011",
+)  # fmt: skip
 WARM = np.array([1.0, 0.7, 0.2]), np.array([0.0, 0.05, 0.3])  # factor and offset of red, green, blue
 
 
@@ -29,10 +31,10 @@ class Scene:
     kind: shapes (discs, squares, triangles that bounce), digits (seven segments, which leave the walls in random
     directions), panorama (a smooth picture that scrolls), street (shapes before a standing picture).
     height, width: in pixels. frames: in a file's clip. speed: slowest and fastest motion, in pixels per frame.
-    heading: its direction, in radians; None: any. objects: shapes or digits. wavelength: shortest in a panorama, in pixels. colours: any, warm (red far above blue)
-    or grey. bars: black rows at the top and at the bottom. noise: deviation of white noise, in grey levels. cuts: part
-    of the clips that change to another scene in their middle. damage: one of DAMAGES. held: how often a duplicated
-    frame is shown. clips: (training, validation).
+    heading: its direction, in radians; None: any. objects: shapes or digits. wavelength: shortest in a panorama, in
+    pixels. colours: any, warm (red far above blue) or grey. bars: black rows at the top and at the bottom. noise:
+    deviation of white noise, in grey levels. cuts: part of the clips that change to another scene in their middle.
+    damage: one of DAMAGES. held: how often a duplicated frame is shown. clips: (training, validation).
     """
 
     kind: str = "shapes"

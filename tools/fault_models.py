@@ -202,10 +202,10 @@ def only_one(path: Path) -> Iterator[None]:
 
 
 def training_key(set_name: SetName, recipe: Recipe) -> str:
-    """Changes with the recipe, and with the code that renders clips, trains, or leaves a record of it."""
-    here = Path(__file__).resolve().parent
-    files = [here / "fault_data.py", here / "fault_vaes.py", *sorted((here.parent / "vidpred" / "training").glob("*.py"))]
-    files += [here.parent / "vidpred" / "diagnosis" / f"{name}.py" for name in ("record", "curve")]
+    """Changes with the recipe, and with the code that renders clips, or leaves a record of the training."""
+    tools = Path(__file__).resolve().parent
+    diagnosis = tools.parent / "vidpred" / "diagnosis"
+    files = (tools / "fault_data.py", tools / "fault_vaes.py", diagnosis / "record.py", diagnosis / "curve.py")
     return hash_of(*files, str(recipe), str(COMMON[set_name]))
 
 

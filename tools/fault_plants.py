@@ -13,7 +13,8 @@ from typing import Any, Callable, Optional
 import fault_edits as edits
 import numpy as np
 from fault_data import write_scene
-from fault_models import CONSTANT_RATE, HEALTHY, PLAIN, Model, Recipe, SetName, trained
+from fault_models import COMMON, CONSTANT_RATE, HEALTHY, PLAIN, Model, Recipe, SetName, trained
+from fault_vaes import written_vae
 
 from vidpred.random_streams import host_generator
 
@@ -79,9 +80,9 @@ class Case:
         kinds = BASES[self.set_name][group]
         return healthy(self.set_name, kinds[(self.number + self.attempt) % len(kinds)], self.out)
 
-    def train(self, recipe: Recipe, tag: str = "") -> Model:
+    def train(self, recipe: Recipe) -> Model:
         """A model of this case alone."""
-        name = f"{self.fault}_{self.number}_{self.attempt}{tag}"
+        name = f"{self.fault}_{self.number}_{self.attempt}"
         return trained(self.set_name, recipe, 100 + self.number, self.out, name)
 
     def edit(self, base: Model, *changes: edits.Edit, **others: Any) -> Planted:
@@ -215,7 +216,7 @@ def wrong_vae(case: Case) -> Planted:
     """One of the same shape that is good by itself, with latents of its own."""
     base = case.base("vae")
     other = dataclasses.replace(base.recipe.vae, seed=base.recipe.vae.seed + 50 + case.number)
-    folder = edits_vae_folder(case, other, base)
+    folder = written_vae(other, base.clips, case.out / "vaes")
     return case.edit(base, edits.set_keys({"autoencoder.pretrained": str(folder)}))
 
 
@@ -327,19 +328,12 @@ def _beside(model: Model, base: Model) -> Planted:
 
 
 def _steps(set_name: SetName, recipe: Recipe) -> int:
-    from fault_models import COMMON
-
     return recipe.settings.get("training.num_steps", COMMON[set_name]["training.num_steps"])
 
 
 def _trained_on(case: Case, damage: str) -> Planted:
     """Damaged clips, of eight frames, so that there is something to see of their order."""
-    long = case.base("scenes").recipe.but({"data.num_frames": 8})
-    twin = case.train(long, " sound")
+    base = case.base("scenes")
+    long = base.recipe.but({"data.num_frames": 8})
+    twin = trained(case.set_name, long, base.number, case.out, f"eight_frames_{base.number}")
     return _beside(case.train(long.but(damage=damage)), twin)
-
-
-def edits_vae_folder(case: Case, vae: Any, base: Model) -> Path:
-    from fault_vaes import written_vae
-
-    return written_vae(vae, base.clips, case.out / "vaes")

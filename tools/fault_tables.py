@@ -12,7 +12,8 @@ ACCUSED = 0.05  # of the healthy models, at most
 
 def faults_table(results: Sequence[Result]) -> str:
     """Markdown. What a fault costs is the median and the least over its plants, in dB of PSNR against the twin."""
-    lines = ["| fault | planted | named first | named at all | otherwise first | costs (dB) |", "|---|---|---|---|---|---|"]
+    heads = ("fault", "planted", "named first", "named at all", "otherwise first", "costs (dB)")
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for fault in dict.fromkeys(result.fault for result in results):
         of_fault = [result for result in results if result.fault == fault]
         others = Counter(first(result) for result in of_fault if first(result) != fault)
