@@ -1,6 +1,7 @@
 """One case of the fault bench: planted, looked at, diagnosed; what is done is kept with a key of the code it is of."""
 
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 from fault_models import COMMON, HEALTHY, SetName, hash_of
-from fault_plants import FAULTS, Case, Planted, healthy
+from fault_plants import BASES, FAULTS, Case, Planted, healthy
 
 from vidpred.diagnosis import diagnose, judge
 from vidpred.errors import UserError
@@ -77,7 +78,7 @@ def run(name: Name, out: Path) -> Result:
     """Plants and diagnoses a case, as far as that is not done. Written to out/done."""
     path = out / "done" / f"{name}.json"
     before = read(path)
-    keys = {"plant_key": plant_key(), "diagnosis_key": diagnosis_key()}
+    keys = {"plant_key": plant_key(name), "diagnosis_key": diagnosis_key()}
     if before and keys.items() <= vars(before).items():
         return before
     result = before if before and before.plant_key == keys["plant_key"] and not before.error else _planted(name, out)
@@ -100,9 +101,13 @@ def rejudged(result: Result) -> Result:
     return dataclasses.replace(result, findings=[finding.name for finding in judge(measures, result.notes)])
 
 
-def plant_key() -> str:
-    models = [TOOLS / f"fault_{part}.py" for part in ("data", "vaes", "models", "edits", "plants")]
-    return hash_of(*models, str(COMMON))
+def plant_key(name: Name) -> str:
+    """Of the set's models and, of a fault, of its own function and of what all of them use."""
+    parts = [str(COMMON[name.set_name]), str(HEALTHY[name.set_name])]
+    parts += [TOOLS / f"fault_{file}.py" for file in ("data", "vaes", "edits")]
+    if name.fault in FAULTS:
+        parts += [*map(inspect.getsource, (FAULTS[name.fault], Case)), str(BASES[name.set_name])]
+    return hash_of(*parts)
 
 
 def diagnosis_key() -> str:
@@ -122,7 +127,7 @@ def _planted(name: Name, out: Path) -> Result:
         except UserError as error:  # what cannot be combined, or loaded: that fault would have been told at once
             result = dataclasses.replace(result, error=str(error), attempt=attempt)
             continue
-        visible = psnr is None or twin - psnr >= VISIBLE_DB
+        visible = psnr is None or (twin - psnr >= VISIBLE_DB and _hardly_learned(planted, psnr, twin))
         result = dataclasses.replace(
             result, checkpoint=str(planted.checkpoint), psnr=psnr, twin_psnr=twin, attempt=attempt, visible=visible,
             error="",
@@ -146,6 +151,14 @@ def effect(planted: Planted) -> tuple[Optional[float], float]:
     """PSNR in dB of the last predicted window, of the broken model (None: not finite) and of its twin."""
     twin = last_window(planted.twin, planted.twin_clips, planted.windows)
     return last_window(planted.checkpoint, planted.clips, planted.windows), twin
+
+
+def _hardly_learned(planted: Planted, psnr: float, twin: float) -> bool:
+    """Whether as little is left of the twin's gain over the copied last frame as the plant asks for."""
+    if planted.gain is None:
+        return True
+    copied = against_copy(planted.twin, planted.twin_clips)[1]
+    return psnr - copied <= planted.gain * max(twin - copied, 0)
 
 
 def last_window(checkpoint: Path, clips: Path, windows: int) -> Optional[float]:

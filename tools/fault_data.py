@@ -17,7 +17,7 @@ from vidpred.data.shapes import ShapesConfig, random_shapes
 from vidpred.files import written_aside
 from vidpred.random_streams import host_generator
 
-DAMAGES = ("none", "constant", "duplicated", "one_clip", "shuffled", "swapped")
+DAMAGES = ("none", "constant", "duplicated", "one_clip", "shuffled", "swapped", "foreign")
 SEGMENTS = (  # of the digits 0 to 9: top, upper left and right, middle, lower left and right, bottom
     "1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011",
 )  # fmt: skip
@@ -34,7 +34,8 @@ class Scene:
     heading: its direction, in radians; None: any. objects: shapes or digits. wavelength: shortest in a panorama, in
     pixels. colours: any, warm (red far above blue) or grey. bars: black rows at the top and at the bottom. noise:
     deviation of white noise, in grey levels. cuts: part of the clips that change to another scene in their middle.
-    damage: one of DAMAGES. held: how often a duplicated frame is shown. clips: (training, validation).
+    damage: one of DAMAGES. held: how often a duplicated frame is shown, or how many frames come from another clip.
+    clips: (training, validation).
     """
 
     kind: str = "shapes"
@@ -72,6 +73,8 @@ def damaged_clip(scene: Scene, split: str, index: int) -> np.ndarray:
     if scene.damage == "one_clip":
         return clip(scene, "train", 0)
     frames = clip(scene, split, index)
+    if scene.damage == "foreign":
+        return np.concatenate([clip(scene, f"{split} elsewhere", index)[: scene.held], frames[scene.held :]])
     if scene.damage == "constant":
         return np.repeat(frames[:1], len(frames), axis=0)
     if scene.damage == "duplicated":

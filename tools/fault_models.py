@@ -205,7 +205,8 @@ def training_key(set_name: SetName, recipe: Recipe) -> str:
     """Changes with the recipe, and with the code that renders clips, or leaves a record of the training."""
     tools = Path(__file__).resolve().parent
     diagnosis = tools.parent / "vidpred" / "diagnosis"
-    files = (tools / "fault_data.py", tools / "fault_vaes.py", diagnosis / "record.py", diagnosis / "curve.py")
+    files = [tools / "fault_data.py", diagnosis / "record.py", diagnosis / "curve.py"]
+    files += [tools / "fault_vaes.py"] if recipe.vae else []
     return hash_of(*files, str(recipe), str(COMMON[set_name]))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Callable, Optional
 import fault_edits as edits
 import numpy as np
 from fault_data import write_scene
-from fault_models import COMMON, CONSTANT_RATE, HEALTHY, PLAIN, Model, Recipe, SetName, trained
+from fault_models import COMMON, CONSTANT_RATE, HEALTHY, NO_MOTION, PLAIN, X0, Model, Recipe, SetName, trained
 from fault_vaes import written_vae
 
 from vidpred.random_streams import host_generator
@@ -22,7 +22,7 @@ from vidpred.random_streams import host_generator
 BASES: dict[str, dict[str, list[str]]] = {
     "tuning": {
         "any": ["x0", "flow, euler", "v, constant rate"],
-        "residual": ["x0", "v, constant rate", "flow, euler"],
+        "residual x0": ["x0", "three videos", "bars"],
         "absolute": ["no residual, dpm++"],
         "vae": ["kl", "tiny"],
         "kl": ["kl"],
@@ -32,7 +32,9 @@ BASES: dict[str, dict[str, list[str]]] = {
     },
     "judgement": {
         "any": ["digits, x0", "panorama, v", "panorama, flow, heun", "panorama, x0, unipc", "short"],
-        "residual": ["panorama, x0, unipc", "digits, x0", "panorama, v", "panorama, flow, heun", "short"],
+        "residual x0": [
+            "panorama, x0, unipc", "digits, x0", "short", "two videos, constant rate", "random masks, no EMA",
+        ],
         "absolute": ["no residual, ddim with noise"],
         "vae": ["kl", "tiny"],
         "kl": ["kl"],
@@ -43,11 +45,15 @@ BASES: dict[str, dict[str, list[str]]] = {
 }
 
 
+HARDLY = 1 / 3  # of what a twin gains over the copied last frame: a model that has learned hardly anything
+
+
 @dataclass(frozen=True)
 class Planted:
     """A broken model and its healthy twin, each with the sound clips that its user would show it.
 
-    windows: of a training window's length that are predicted, one after the other.
+    windows: of a training window's length that are predicted, one after the other. gain: at most this part of what the
+    twin has over the copied last frame is left, in dB; None: not asked.
     """
 
     checkpoint: Path
@@ -55,6 +61,7 @@ class Planted:
     clips: Path
     twin_clips: Path
     windows: int = 1
+    gain: Optional[float] = None
 
 
 @dataclass(frozen=True)
@@ -131,12 +138,13 @@ def untrained(case: Case) -> Planted:
 
 
 def undertrained(case: Case) -> Planted:
-    """Stopped at 8 to 24 % of the steps, with a rate that was never lowered."""
+    """Stopped at 10 to 24 % of the steps, with a low rate."""
     base = case.base("scenes")
-    share = (0.1, 0.16, 0.24, 0.13, 0.2)[case.number % 5] / 1.5**case.attempt
-    keys = {"training.lr_schedule": "constant", "training.warmup_steps": 10, "training.learning_rate": 6e-4}
+    share = (0.1, 0.16, 0.24, 0.13, 0.2)[case.number % 5]
+    keys = {"training.lr_schedule": "constant", "training.warmup_steps": 10,
+            "training.learning_rate": 3e-4 / 1.6**case.attempt}  # fmt: skip
     keys["training.num_steps"] = round(share * _steps(case.set_name, base.recipe))
-    return _beside(case.train(base.recipe.but(keys)), base)
+    return _beside(case.train(base.recipe.but(keys)), base, gain=HARDLY)
 
 
 def loss_plateau(case: Case) -> Planted:
@@ -144,12 +152,12 @@ def loss_plateau(case: Case) -> Planted:
     base = case.base("scenes")
     if case.number % 2 == 0:
         width = (8, 8, 6)[min(case.attempt, 2)]
-        keys = {"network.channels": [width, width], "network.head_dim": width, "network.blocks_per_level": 1,
+        keys = {**PLAIN, "network.channels": [width, width], "network.head_dim": width, "network.blocks_per_level": 1,
                 "network.temporal_attention_levels": [], "network.joint_attention_levels": [],
                 "network.spatial_attention_levels": [], "training.num_steps": 500}  # fmt: skip
     else:
         keys = {"training.lr_schedule": "constant", "training.learning_rate": 0.02 * 1.5**case.attempt}
-    return _beside(case.train(base.recipe.but(keys)), base)
+    return _beside(case.train(base.recipe.but(keys)), base, gain=HARDLY)
 
 
 # What is loaded, and how it is fed -----------------------------------------------------------------------------
@@ -240,7 +248,7 @@ def unclipped_x0_explodes(case: Case) -> Planted:
     base = case.base("eps")
     steps = max(2, 8 - 2 * ((case.number + case.attempt) % 4))
     keys = {"sampling.clip.kind": "none", "sampling.num_inference_steps": steps}
-    if case.number >= 2 or case.attempt:  # a model of its own, trained for a shorter time
+    if case.number or case.attempt:  # a model of its own, trained for a shorter time
         base = case.train(base.recipe.but({"training.num_steps": 250 - 50 * case.attempt}))
     return case.edit(base, edits.set_keys(keys))
 
@@ -249,29 +257,30 @@ def unclipped_x0_explodes(case: Case) -> Planted:
 
 
 def given_frames_ignored(case: Case) -> Planted:
-    """Given frames were hidden in training, always."""
-    base = case.base("absolute")
-    if case.number % 2 == 0:
-        return _beside(case.train(base.recipe.but({**PLAIN, "conditioning.history_dropout": 1.0})), base)
-    model = case.train(base.recipe.but({**PLAIN, "conditioning.scheme": "unconditional"}))
-    planted = case.edit(model, edits.set_keys({"conditioning.scheme": "prediction"}))
-    return dataclasses.replace(planted, twin=base.checkpoint)
+    """In training, given frames were those of another clip."""
+    base = case.base("scenes")
+    frames = COMMON[case.set_name]["data.num_frames"]  # the only window of each clip, so that the seam has its place
+    known = COMMON[case.set_name]["conditioning.context_frames"]
+    model = case.train(base.recipe.but(PLAIN, frames=frames, held=known, damage="foreign"))
+    planted = case.edit(model, edits.set_keys({"data.root": str(base.clips)}))
+    return dataclasses.replace(planted, twin=base.checkpoint, clips=base.clips, twin_clips=base.clips)
 
 
 def frozen_output(case: Case) -> Planted:
     """A residual that is nothing, or a model of nearly still clips that is shown moving ones."""
-    base = case.base("residual")
+    base = case.base("scenes")
+    still = base.recipe.but({**NO_MOTION, **X0, "diffusion.residual": True})
     if case.number % 2 == 0:
-        return case.edit(base, edits.scale_weights(0.02 / 2**case.attempt, "head."))
-    slow = case.train(base.recipe.but(speed=(0.05, 0.15)))
+        return case.edit(case.train(still), edits.scale_weights(0.02 / 2**case.attempt, "head."))
+    slow = case.train(still.but(speed=(0.05, 0.15)))
     planted = case.edit(slow, edits.set_keys({"data.root": str(base.clips)}))
     return dataclasses.replace(planted, twin=base.checkpoint, clips=base.clips, twin_clips=base.clips)
 
 
 def rollout_drift(case: Case) -> Planted:
-    base = case.base("residual")
+    base = case.base("residual x0")
     strength = 1.4**case.attempt
-    bias, gain = ((0.12, 1.0), (-0.12, 1.0), (0.0, 1.25), (0.1, 1.0), (-0.1, 1.0))[case.number % 5]
+    bias, gain = ((0.18, 1.0), (-0.18, 1.0), (0.15, 1.1), (0.2, 1.0), (-0.2, 1.0))[case.number % 5]
     return case.edit(base, edits.shift_head(bias * strength, 1 + (gain - 1) * strength), windows=4)
 
 
@@ -297,7 +306,7 @@ def ema_never_updated(case: Case) -> Planted:
 def ema_not_loaded(case: Case) -> Planted:
     """The raw weights of a noisy training in the place of their average."""
     recipe = case.base("scenes").recipe
-    keys = {**CONSTANT_RATE, "training.learning_rate": 6e-3 * 1.4**case.attempt, "training.batch_size": 4,
+    keys = {**CONSTANT_RATE, "training.learning_rate": 8e-3 * 1.4**case.attempt, "training.batch_size": 2,
             "training.ema_decay": 0.98}  # fmt: skip
     return case.edit(case.train(recipe.but(keys)), edits.average_is("model"))
 
@@ -322,9 +331,9 @@ FAULTS: dict[str, Callable[[Case], Planted]] = {
 }
 
 
-def _beside(model: Model, base: Model) -> Planted:
+def _beside(model: Model, base: Model, gain: Optional[float] = None) -> Planted:
     """A model that was trained wrongly, and the healthy one, both on the healthy one's clips."""
-    return Planted(model.checkpoint, base.checkpoint, base.clips, base.clips)
+    return Planted(model.checkpoint, base.checkpoint, base.clips, base.clips, gain=gain)
 
 
 def _steps(set_name: SetName, recipe: Recipe) -> int:

@@ -98,7 +98,7 @@ def _widen(network: nn.Module, images: Tensor) -> None:
 
 def _images(frames: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _loss(vae: Vae, network: nn.Module, images: Tensor) -> Tensor:
