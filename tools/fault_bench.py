@@ -24,7 +24,7 @@ from typing import Optional
 TOOLS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]  # works where vidpred is cloned but not installed
 
-from fault_cases import Name, Result, names_of, quiet, read, rejudged, run  # noqa: E402
+from fault_cases import Name, Result, names_of, quiet, read, rejudged, run_alone  # noqa: E402
 from fault_models import HEALTHY, SETS  # noqa: E402
 from fault_plants import FAULTS  # noqa: E402
 from fault_tables import faults_table, healthy_table, reached, split, unseen  # noqa: E402
@@ -56,7 +56,7 @@ def run_all(names: list[Name], out: Path, jobs: int) -> list[Result]:
     context = multiprocessing.get_context("spawn")
     results: dict[Name, Result] = {}
     with ProcessPoolExecutor(jobs, context, quiet, (out / "logs",)) as pool:
-        waiting = {pool.submit(run, name, out): name for name in names}
+        waiting = {pool.submit(run_alone, name, out): name for name in names}
         try:
             for future in tqdm(as_completed(waiting), total=len(names), desc=out.name, unit="case"):
                 results[waiting[future]] = future.result()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vidpred.autoencoders import AUTOENCODERS, build_autoencoder
-from vidpred.build import build_predictor
+from vidpred.assembly import build_predictor
 from vidpred.checkpoint_store import Checkpoint, CheckpointStore, read_checkpoint
 from vidpred.configuration import config_from_resolved
 from vidpred.prediction import LatentCalibration

@@ -16,7 +16,7 @@ from typing import Any, Iterator, Literal, Optional, get_args
 from fault_data import Scene, write_scene
 from fault_vaes import Vae, written_vae
 
-from vidpred.build import train
+from vidpred.assembly import train
 from vidpred.checkpoint_store import find_checkpoint
 from vidpred.configuration import Config, load_config
 
@@ -203,11 +203,7 @@ def only_one(path: Path) -> Iterator[None]:
 
 def training_key(set_name: SetName, recipe: Recipe) -> str:
     """Changes with the recipe, and with the code that renders clips, or leaves a record of the training."""
-    tools = Path(__file__).resolve().parent
-    diagnosis = tools.parent / "vidpred" / "diagnosis"
-    files = [tools / "fault_data.py", diagnosis / "record.py", diagnosis / "curve.py"]
-    files += [tools / "fault_vaes.py"] if recipe.vae else []
-    return hash_of(*files, str(recipe), str(COMMON[set_name]))
+    return hash_of(CODE, VAE_CODE if recipe.vae else "", str(recipe), str(COMMON[set_name]))
 
 
 def hash_of(*parts: Path | str) -> str:
@@ -216,6 +212,16 @@ def hash_of(*parts: Path | str) -> str:
     for part in parts:
         digest.update(part.read_bytes() if isinstance(part, Path) else part.encode())
     return digest.hexdigest()
+
+
+def _code_hashes() -> tuple[str, str]:
+    tools = Path(__file__).resolve().parent
+    diagnosis = tools.parent / "vidpred" / "diagnosis"
+    files = (tools / "fault_data.py", diagnosis / "record.py", diagnosis / "curve.py")
+    return hash_of(*files), hash_of(tools / "fault_vaes.py")
+
+
+CODE, VAE_CODE = _code_hashes()  # as imported: files may change while the bench runs
 
 
 def _text(value: Any) -> str:
