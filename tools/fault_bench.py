@@ -42,7 +42,11 @@ def main() -> Optional[int]:
     if options.rejudge:
         results = [rejudged(result) for name in names if (result := read(out / "done" / f"{name}.json"))]
     else:
-        results = run_all(names, out, options.jobs)
+        try:
+            results = run_all(names, out, options.jobs)
+        except KeyboardInterrupt:
+            print(f"interrupted; the same command goes on ({out})", file=sys.stderr)
+            return 1
     if not results:
         raise UserError(f"--out {out}: nothing was measured there yet; run without --rejudge first")
     print(save(results, options.out / "results", options.set))
