@@ -1,4 +1,4 @@
-"""The small models of the fault bench: two sets of recipes, each trained by `vidpred.build.train` in seconds.
+"""The small models of the fault bench: two sets of recipes, each trained by `vidpred.assembly.train` in seconds.
 
 A model is a function of (set, kind, number). Bounds of the diagnosis are set on the tuning set alone, and judged on the
 judgement set, which has other scenes, sizes, seeds, samplers and another network.

@@ -154,7 +154,8 @@ def loss_plateau(case: Case) -> Planted:
         width = (8, 8, 6)[min(case.attempt, 2)]
         keys = {**PLAIN, "network.channels": [width, width], "network.head_dim": width, "network.blocks_per_level": 1,
                 "network.temporal_attention_levels": [], "network.joint_attention_levels": [],
-                "network.spatial_attention_levels": [], "training.num_steps": 500}  # fmt: skip
+                "network.spatial_attention_levels": [], "training.num_steps": 500,
+                "training.lr_schedule": "cosine"}  # fmt: skip
     else:
         keys = {"training.lr_schedule": "constant", "training.learning_rate": 0.02 * 1.5**case.attempt}
     return _beside(case.train(base.recipe.but(keys)), base, gain=HARDLY)

@@ -21,7 +21,8 @@ FEW_STEPS = 12
 LEARNED_LOSS = 0.7  # of the first loss
 FROZEN, SLOW_MOTION, FASTER = 0.05, 0.3, 3.0  # energy of motion; rms changes of data over the recorded ones
 LOST = 0.9  # of the one-step error that needs no learning, although the loss has fallen
-FOLLOWS, BLIND, LEARNED_LOOKS = 1.35, 0.9, 0.8  # errors over the own one, over predicting zero, over no learning
+# Errors over the own one (while the loss still falls, and after), over predicting zero, over no learning.
+UNMOVED, FOLLOWS, BLIND, LEARNED_LOOKS = 1.1, 1.35, 0.9, 0.8
 # Shift of the mean in deviations, contrast over the given frames', and how sure, in standard errors.
 DRIFT, DRIFT_ALTERED, DRIFT_OUTSIDE, ALTERED = (0.3, 1.5, 5.0), (0.1, 1.2, 2.0), 0.1, 0.05
 
@@ -107,10 +108,10 @@ def learning(m: Known) -> Iterator[Finding]:
         yield _frozen_output(m)
     elif m["levels/ratio_least"] >= LEARNED and not m["training/steps"] >= FEW_STEPS:
         yield _untrained(m, evidence)
+    elif _ignored(m, UNMOVED if rising else FOLLOWS):
+        yield _given_frames_ignored(m)
     elif rising and (m["levels/ratio_least"] > HARDLY_LEARNED or _unfinished(m, skill) or poor):
         yield _undertrained(m, evidence)
-    elif _ignored(m):
-        yield _given_frames_ignored(m)
     elif m["levels/ratio_least"] > HARDLY_LEARNED or _stuck(m, poor):
         yield _plateau(m, evidence)
     else:
@@ -128,9 +129,9 @@ def _frozen(m: Known) -> bool:
     )
 
 
-def _ignored(m: Known) -> bool:
+def _ignored(m: Known, follows: float) -> bool:
     """Whether it has learned what clips look like, and not what the given frames say of this one."""
-    blind = m["given/swapped_over_own"] < FOLLOWS and m["chain/error"] > BLIND * m["chain/predict_zero"]
+    blind = m["given/swapped_over_own"] < follows and m["chain/error"] > BLIND * m["chain/predict_zero"]
     return blind and m["levels/ratio_least"] < LEARNED_LOOKS
 
 
