@@ -14,7 +14,7 @@ from torch import nn
 
 from vidpred.data import ClipConfig
 from vidpred.evaluation import EvaluationConfig, evaluate
-from vidpred.evaluation.protocol import ABSENT, Difference, content_sha256, differences, shown
+from vidpred.evaluation.protocol import ABSENT, Difference, content_sha256, differences, precision, shown
 from vidpred.evaluation.provenance import device_name, git_state, package_versions, weights_sha256
 from vidpred.metrics import ENSEMBLE_PROTOCOL, Lpips
 from vidpred.training.settings import TrainingConfig
@@ -231,3 +231,14 @@ def test_differences_by_hand():
     assert differences(left, left) == []
     assert [each.key for each in differences({"a": 1}, {"a": True})] == ["a"], "1 is not true"
     assert shown([1, 2]) == "[1, 2]" and shown("x" * 99) == "x" * 57 + "..." and shown(None) == "null"
+
+
+@pytest.mark.parametrize("setting, said", [("highest", "float32"), ("high", "tf32")])
+def test_precision_says_what_a_gpu_multiplies_matrices_in(setting, said):
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(setting)
+        assert precision(torch.device("cuda")) == said
+        assert precision(torch.device("cpu")) == "float32"
+    finally:
+        torch.set_float32_matmul_precision(before)

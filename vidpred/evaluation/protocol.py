@@ -125,7 +125,7 @@ def cutting(dataset: ClipDataset) -> dict[str, Any]:
 
 def precision(device: torch.device) -> str:
     """Of matrix products: predictions are drawn without autocast."""
-    tf32 = device.type == "cuda" and torch.get_float32_matmulprecision() != "highest"
+    tf32 = device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if tf32 else "float32"
 
 
