@@ -54,17 +54,22 @@ def pictures(tmp_path) -> str:
     return f"data: {{kind: image_folder, root: {folder}, height: 16, width: 16, num_workers: 0, val_fraction: 0.3}}\n"
 
 
-def arguments(folder: Path, data: str, *more: str) -> list[str]:
+def without(section: str) -> str:
+    """The settings, so that the section may have another kind."""
+    return re.sub(rf"^{section}: \{{.*?\}}\n", "", SETTINGS, flags=re.DOTALL | re.MULTILINE)
+
+
+def arguments(folder: Path, data: str, *more: str, settings: str = SETTINGS) -> list[str]:
     """The command line of the run `folder`/images."""
     file = Path(folder) / "images.yaml"
-    file.write_text(data + SETTINGS)
+    file.write_text(data + settings)
     return ["--config", str(file), "--runs_dir", str(folder), "--device", "cpu", *more]
 
 
-def train_images(folder: Path, data: str, *more: str):
+def train_images(folder: Path, data: str, *more: str, settings: str = SETTINGS):
     range_checks.reset()
     try:
-        return train(load_config(arguments(folder, data, *more)))
+        return train(load_config(arguments(folder, data, *more, settings=settings)))
     finally:
         range_checks.reset()
 
@@ -166,10 +171,6 @@ def test_digits_are_trained_from_mnists_own_files(tmp_path):
     write_mnist(tmp_path / "mnist")
     data = f"data: {{kind: mnist, root: {tmp_path / 'mnist'}, height: 16, width: 16}}\n"
     more = ["--autoencoder.kind=identity", "--autoencoder.channels=1", "--training.num_steps=2"]
-    file = tmp_path / "digits.yaml"
-    file.write_text(data + re.sub(r"autoencoder: \{.*?\}\n", "", SETTINGS))
-    range_checks.reset()
-    train(load_config(["--config", str(file), "--runs_dir", str(tmp_path), "--device", "cpu", *more]))
-    range_checks.reset()
-    digits = load_predictor(tmp_path / "digits", "cpu").predict(torch.empty(2, 0, 3, 16, 16, dtype=torch.uint8), 1)
+    train_images(tmp_path, data, *more, settings=without("autoencoder"))
+    digits = load_predictor(tmp_path / "images", "cpu").predict(torch.empty(2, 0, 3, 16, 16, dtype=torch.uint8), 1)
     assert torch.equal(digits[:, :, 0], digits[:, :, 1]), "grey"

@@ -131,8 +131,20 @@ class Config(RunConfig):
                     f"diffusion.schedule.num_train_timesteps is {levels}; lower the one or raise the other"
                 )
         require_possible(self.diffusion, self.sampling)
+        self._require_possible_network()
         self._require_possible_guidance()
         self._require_possible_prompts()
+
+    def _require_possible_network(self) -> None:
+        if not getattr(self.network, "each_frame_alone", False):
+            return
+        frames, tasks = self.data.num_frames, trained_tasks(self.conditioning)
+        if frames > 1 or tasks != ("unconditional",) or self.diffusion.motion_radius:
+            raise UserError(
+                f"network.kind: {self.network.kind} looks at each frame alone and cannot use given ones; set "
+                "data.num_frames to 1, conditioning.context_frames and diffusion.motion_radius to 0, and "
+                "conditioning.scheme to unconditional, or use unet"
+            )
 
     def _require_possible_guidance(self) -> None:
         scale, condition = self.sampling.guidance.condition_scale, self.condition

@@ -11,6 +11,7 @@ from torch import nn
 from vidpred.conditions import ConditionShape
 from vidpred.errors import UserError
 from vidpred.networks.unet import SpatioTemporalUNet
+from vidpred.networks.unet2d import DiffusersUNet2D, UNet2DConfig
 from vidpred.registry import Registry
 
 NETWORKS = Registry("network")
@@ -86,6 +87,24 @@ def build_unet(
         activation_checkpointing=config.activation_checkpointing,
         condition_width=condition.width if condition else 0,
         cross_attention_levels=tuple(cross_levels) if condition and condition.has_tokens else (),
+    )
+
+
+@NETWORKS.register("diffusers_unet2d", UNet2DConfig)
+def build_unet2d(
+    config: UNet2DConfig, in_channels: int, out_channels: int, condition: Optional[ConditionShape] = None
+) -> DiffusersUNet2D:
+    if condition and condition.has_tokens:
+        raise UserError("network.kind: diffusers_unet2d takes classes, but no text; use unet, or leave text out of kinds")
+    return DiffusersUNet2D(
+        in_channels=in_channels,
+        out_channels=out_channels,
+        channels=tuple(config.channels),
+        blocks_per_level=config.blocks_per_level,
+        attention_levels=tuple(config.attention_levels),
+        norm_groups=config.norm_groups,
+        head_dim=config.head_dim,
+        condition_width=condition.width if condition else 0,
     )
 
 
