@@ -201,6 +201,18 @@ def test_crop_flip_zoom_and_colours_are_functions_of_the_draw(root):
     assert torch.equal(fixed, build_dataset(small(root, **NO_SPLIT), "train", 0).clip(0, None).frames)
 
 
+def test_pictures_are_enlarged_to_the_smallest_window(root):
+    """The slope of a gradient tells how large a window was cut: 16 pixels show 20 to 40 of the picture's rows."""
+    pixels = np.zeros((40, 60, 3), dtype=np.uint8)
+    pixels[..., 0] = 3 * np.arange(40)[:, None]
+    save(root, "a.png", pixels)
+    dataset = build_dataset(small(root, crop="random", min_crop=0.5, **NO_SPLIT), "train", 0)
+    pictures = torch.stack([dataset.clip(0, host_generator(3, "clip", n)).frames[0] for n in range(60)]).double()
+    rows = (pictures[:, 0, 13] - pictures[:, 0, 2]).mean(dim=1) / 3 / 11 * 16  # red grows by 3 a row
+    assert 18.5 < rows.min() < 24 and 36 < rows.max() < 41.5 and 27 < rows.mean() < 33
+    assert torch.equal(dataset.clip(0, None).frames, build_dataset(small(root, **NO_SPLIT), "train", 0).clip(0, None).frames)
+
+
 def test_windows_have_all_sizes_from_the_smallest_to_the_largest():
     windows = [crop_window(40, 60, 16, 16, "random", np.random.default_rng(n), 0.5) for n in range(300)]
     sides = [rows for _, _, rows, columns in windows if rows == columns]
@@ -223,6 +235,7 @@ def test_colours_vary_by_the_amount():
 @pytest.mark.parametrize(
     "changes, message",
     [(dict(num_frames=2), "data.num_frames: 2: a picture is one frame"), (dict(fps=5.0), "data.fps"),
+     (dict(frame_stride=2), "data.frame_stride"), (dict(max_cut=30.0), "data.max_cut"),
      (dict(min_crop=0.5), "data.min_crop: 0.5 cuts windows of several sizes with crop random alone"),
      (dict(min_crop=0.0), "data.min_crop: 0.0 is not a part"), (dict(color_jitter=1.0), "data.color_jitter"),
      (dict(max_enlargement=0.0), "data.max_enlargement"), (dict(actions=True), "data.actions")],

@@ -74,7 +74,9 @@ def test_missing_and_damaged_files_are_named(root):
 @pytest.mark.parametrize(
     "changes, message",
     [(dict(num_frames=2), "data.num_frames: 2: a picture is one frame"), (dict(flip=True), "data.flip: a mirrored"),
-     (dict(height=16), "data.width: 16x28: digits are square"), (dict(crop="random"), "data.crop: digits are not cut")],
+     (dict(height=16), "data.width: 16x28: digits are square"), (dict(crop="random"), "data.crop: digits are not cut"),
+     (dict(fps=5.0), "data.fps: a picture is one frame; leave it unset"), (dict(frame_stride=2), "data.frame_stride"),
+     (dict(max_frame_stride=2), "data.max_frame_stride"), (dict(min_motion=1.0), "data.min_motion")],
 )  # fmt: skip
 def test_impossible_digits_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
@@ -125,6 +127,7 @@ def test_one_picture_is_every_clip_of_every_split(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [(dict(num_frames=2), "data.num_frames"), (dict(flip=True), "data.crop"), (dict(crop="random"), "data.crop"),
+     (dict(max_cut=30.0), "data.max_cut"), (dict(frame_stride=2), "data.frame_stride"),
      (dict(num_val_clips=0), "data.num_val_clips"), (dict(ring=(0.4, 0.2)), "data.ring: .0.4, 0.2. must ascend")],
 )  # fmt: skip
 def test_impossible_pictures_are_refused(changes, message):

@@ -73,7 +73,7 @@ def test_pushes_of_skipped_frames_are_added_up_and_long_clips_begin_like_short_o
 @pytest.mark.parametrize("changes, key", [
     (dict(flip=True), "flip"), (dict(fps=5.0), "fps"), (dict(max_frame_stride=2), "max_frame_stride"),
     (dict(max_push=0.0), "max_push"), (dict(max_push=9.5), "max_push"), (dict(radius=(0.3, 0.2)), "radius"),
-    (dict(num_val_clips=0), "num_val_clips"),
+    (dict(num_val_clips=0), "num_val_clips"), (dict(crop="random"), "crop"),
 ])  # fmt: skip
 def test_impossible_settings_are_named(changes, key):
     with pytest.raises(UserError, match=f"^data.{key}: "):

@@ -80,6 +80,13 @@ class ClipConfig:
         fraction = self.max_bad_fraction
         require(0 <= fraction <= 1, "max_bad_fraction", f"{fraction} is not a fraction; set 0 to 1")
 
+    def require_single_pictures(self) -> None:
+        """Of kinds whose clips are pictures: UserError where a setting is of several frames, and would do nothing."""
+        require(self.num_frames == 1, "num_frames", f"{self.num_frames}: a picture is one frame; set 1")
+        require(self.frame_stride == 1, "frame_stride", "a picture is one frame; leave it 1")
+        for key in ("fps", "max_frame_stride", "min_motion", "max_cut"):
+            require(getattr(self, key) is None, key, "a picture is one frame; leave it unset")
+
     @property
     def strides(self) -> range:
         """The strides that training clips may have, frame_stride first."""

@@ -40,9 +40,7 @@ class ImageFolderConfig(FolderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_frames == 1, "num_frames", f"{self.num_frames}: a picture is one frame; set 1")
-        for key in ("fps", "max_frame_stride", "min_motion", "max_cut"):
-            require(getattr(self, key) is None, key, "a picture has one frame; leave it unset")
+        self.require_single_pictures()
         require(self.max_enlargement > 0, "max_enlargement", f"{self.max_enlargement} is no factor; set 2, or more")
         require(0 < self.min_crop <= 1, "min_crop", f"{self.min_crop} is not a part; set above 0, to 1 at most")
         needs = "cuts windows of several sizes with crop random alone; set data.crop random, or 1"
@@ -55,11 +53,11 @@ class ImageFolder(SourceDataset):
     def __init__(self, name: str, sources: list[Source], config: ImageFolderConfig, root: Path):
         super().__init__(name, sources, config)
         self.root = root
-        # A window that is a part of the picture needs all of its pixels.
-        self._shrinks = config.min_crop == 1
+        self.smallest_crop = config.min_crop
 
     def read(self, source: Source, indices: np.ndarray, size: Optional[tuple[int, int]]) -> np.ndarray:
-        return read_picture(self.root / source.name, size if self._shrinks else None)[None]
+        # A window that is a part of the picture needs all of its pixels.
+        return read_picture(self.root / source.name, size if self.smallest_crop == 1 else None)[None]
 
     def clip(self, index: int, generator: Optional[np.random.Generator]) -> Clip:
         clip = super().clip(index, generator)

@@ -38,7 +38,7 @@ class MnistConfig(ClipConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_frames == 1, "num_frames", f"{self.num_frames}: a picture is one frame; set 1")
+        self.require_single_pictures()
         require(self.height == self.width, "width", f"{self.height}x{self.width}: digits are square; set equal numbers")
         require(not self.flip, "flip", "a mirrored digit is none; leave it false")
         require(self.crop == "center", "crop", "digits are not cut; leave it center")

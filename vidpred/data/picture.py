@@ -42,7 +42,7 @@ class PictureConfig(ClipConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_frames == 1, "num_frames", f"{self.num_frames}: a picture is one frame; set 1")
+        self.require_single_pictures()
         require(not self.flip and self.crop != "random", "crop", "the picture is one; leave crop center and flip false")
         require(self.num_val_clips >= 1, "num_val_clips", "nothing to compare with; set at least 1")
         inner, outer = self.ring

@@ -49,6 +49,7 @@ class PushedShapesConfig(ClipConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.fps is None, "fps", "pushed shapes have no rate; set data.frame_stride")
+        require(self.crop == "center", "crop", "pushed shapes are not cut; leave it center")
         require(not self.flip, "flip", "a mirrored shape does not follow its pushes; leave it false")
         for key in ("min_motion", "max_cut", "max_frame_stride"):
             require(getattr(self, key) is None, key, "pushed shapes do not have it; leave it unset")

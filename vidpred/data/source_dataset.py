@@ -22,6 +22,8 @@ class SourceDataset(ClipDataset):
     report: Any = None
     conditions: Optional[ItemConditions] = None
     """What the items are besides their frames; None where nothing is known of them."""
+    smallest_crop: float = 1.0
+    """The smallest window that is cut out for training, as a part of the largest one's sides."""
 
     def __init__(self, name: str, sources: list[Source], config: ClipConfig):
         self.name = name
@@ -74,7 +76,9 @@ class SourceDataset(ClipDataset):
         indices, times = window(source, config, start, stride)
         size = decoding_size(source.height, source.width, config.height, config.width, config.crop)
         frames = self.read(source, indices, size)
-        pixels = transform(frames, config.height, config.width, config.crop, config.flip, generator)
+        pixels = transform(
+            frames, config.height, config.width, config.crop, config.flip, generator, self.smallest_crop
+        )
         conditions = self._conditions(source, indices, generator)
         return Clip(pixels, torch.from_numpy(times), source.name, conditions)
 
