@@ -191,6 +191,27 @@ def test_conditions_are_dropped_by_the_draw_at_their_rate(tmp_path):
     assert task._condition(batch, dropped=True) is None
 
 
+def test_of_several_kinds_each_is_also_dropped_by_itself(tmp_path):
+    """The network sees every subset of the kinds: with p all are dropped, else each of two with p of its own."""
+    task, rows, p = make_task(tmp_path), 4000, 0.25
+    kinds = ("class", "actions")
+    config = ConditionConfig(kinds=kinds, class_names=("a", "b"), action_scale=(1.0,), dropout=p)
+    task._predictor.conditioner = Conditioner(config)
+    asked = ConditionBatch(["b"] * rows, None, torch.ones(rows, 2, 1))
+    roles = torch.full((rows, 2), UNKNOWN, dtype=torch.uint8)
+    frames, names = torch.empty(rows, 2, 3, 1, 1), ["x"] * rows
+    batch = ClipBatch(frames, roles, torch.zeros(rows, 2), torch.arange(rows), names, asked)
+    told = task._condition(batch, dropped=True)
+    with_class, with_actions = told.classes >= 0, told.actions_known
+    for seen, expected in (
+        (with_class & with_actions, (1 - p) ** 3), (with_class & ~with_actions, (1 - p) ** 2 * p),
+        (~with_class & with_actions, (1 - p) ** 2 * p), (~with_class & ~with_actions, p + (1 - p) * p**2),
+    ):  # fmt: skip
+        assert seen.float().mean().item() == pytest.approx(expected, abs=0.03)
+    whole = task._condition(batch, dropped=False)
+    assert (whole.classes == 1).all() and whole.actions_known.all()
+
+
 def test_free_frames_have_levels_of_their_own_and_hidden_ones_are_pure_noise(tmp_path):
     task = make_task(tmp_path, conditioning=ConditioningConfig("diffusion_forcing", context_frames=CONTEXT))
     draws = torch.arange(4000)

@@ -99,14 +99,16 @@ class Condition:
     actions: Optional[Tensor] = None
     actions_known: Optional[Tensor] = None
 
-    def without(self, dropped: Tensor) -> "Condition":
-        """Null in the rows `dropped` (B,) bool."""
-        return dataclasses.replace(
-            self,
-            classes=None if self.classes is None else self.classes.masked_fill(dropped, -1),
-            text_mask=None if self.text_mask is None else self.text_mask & ~dropped[:, None],
-            actions_known=None if self.actions_known is None else self.actions_known & ~dropped,
-        )
+    def without(self, dropped: Tensor, kinds: Sequence[str] = ("class", "text", "actions")) -> "Condition":
+        """Null in the rows `dropped` (B,) bool, as far as these kinds are taken."""
+        changes: dict[str, Tensor] = {}
+        if "class" in kinds and self.classes is not None:
+            changes["classes"] = self.classes.masked_fill(dropped, -1)
+        if "text" in kinds and self.text_mask is not None:
+            changes["text_mask"] = self.text_mask & ~dropped[:, None]
+        if "actions" in kinds and self.actions_known is not None:
+            changes["actions_known"] = self.actions_known & ~dropped
+        return dataclasses.replace(self, **changes)
 
     def null(self) -> "Condition":
         """Null in all rows."""

@@ -261,15 +261,21 @@ class VideoPredictionTask:
         )
 
     def _condition(self, batch: Any, dropped: bool) -> Condition | None:
-        """Of a batch, for a network that takes it; in training that of some clips is dropped."""
+        """Of a batch, for a network that takes it; in training that of some clips is dropped: all kinds together, as
+        guidance compares with, and each kind by itself, so that the network knows whatever part is asked for."""
         conditioner = self._predictor.conditioner
         if conditioner is None:
             return None
         condition = conditioner(batch.conditions, *batch.roles.shape, batch.roles.device)
         if not dropped:
             return condition
+        config = conditioner.config
         chance = random_streams.uniform(self._seed, "condition dropout", batch.draws, ())
-        return condition.without(chance < conditioner.config.dropout)
+        condition = condition.without(chance < config.dropout)
+        for kind in config.kinds if len(config.kinds) > 1 else ():
+            chance = random_streams.uniform(self._seed, f"{kind} dropout", batch.draws, ())
+            condition = condition.without(chance < config.dropout, [kind])
+        return condition
 
     # Validation --------------------------------------------------------------------------------------------
 
