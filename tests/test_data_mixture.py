@@ -13,6 +13,7 @@ from PIL import Image
 
 from vidpred import range_checks
 from vidpred.assembly import train
+from vidpred.assembly.conditions import settle_conditions
 from vidpred.checkpoint_store import read_checkpoint
 from vidpred.conditioning import prediction_roles
 from vidpred.configuration import load_config
@@ -133,6 +134,35 @@ def test_calibration_is_of_both_and_evaluation_of_the_videos(images, tmp_path):
 def test_impossible_mixtures_are_one_line(images, changes, message):
     with pytest.raises(UserError, match=message):
         build_dataset(config(images, **changes), "train", 0)
+
+
+@pytest.mark.parametrize("share, batch", [(0.1, 4), (0.3, 2), (0.5, 7), (0.9, 3), (1 / 3, 1)])
+def test_in_an_epoch_both_sources_are_seen_once(images, share, batch):
+    dataset = build_dataset(config(images, image_share=share), "train", 0)
+    seen = [0, 0]
+    for steps in range(1, 1000):
+        seen[steps - 1 in ImageSteps(share)] += batch
+        if seen[0] >= len(dataset.videos) and seen[1] >= len(dataset.images):
+            break
+    assert dataset.steps_per_epoch(batch) == steps
+    assert dataset.videos.steps_per_epoch(4) == 2
+
+
+def test_a_source_without_a_condition_is_named(images, tmp_path, caplog):
+    for number in range(7):
+        (tmp_path / "pictures" / f"{number}.txt").write_text(f"number {number}")
+    mixed = build_dataset(config({**images, "captions": "text_files"}), "train", 0)
+    assert mixed.has_text and mixed.lacking == {"class": mixed.images.name, "text": mixed.videos.name}
+    run = load_config(arguments(tmp_path / "run", images, '--condition.kinds=["text"]'))
+    with caplog.at_level("WARNING"):
+        settle_conditions(run, mixed, None)
+    (line,) = caplog.messages
+    assert line == f"condition.kinds: text, and the clips of {mixed.videos.name} all come without"
+
+
+def test_one_batch_of_a_mixture_is_not_overfitted(images, tmp_path):
+    with pytest.raises(UserError, match="^overfit_one_batch: a mixture has no one batch"):
+        load_config(arguments(tmp_path / "run", images, "--overfit_one_batch"))
 
 
 # Whole runs ------------------------------------------------------------------------------------------------

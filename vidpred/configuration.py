@@ -76,6 +76,11 @@ class RunConfig:
                 f"data.height, data.width: {self.data.height}x{self.data.width} is too small to be evaluated; "
                 f"SSIM needs {SMALLEST_FRAME} pixels at least"
             )
+        if self.overfit_one_batch and self.data.kind == "mixture":
+            raise UserError(
+                "overfit_one_batch: a mixture has no one batch, but one of videos and one of images; give one source "
+                "alone (data.kind)"
+            )
         self._require_file("lpips_weights", "the backbone's weights")
 
     def _require_file(self, key: str, what: str) -> None:

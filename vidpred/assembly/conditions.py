@@ -1,6 +1,7 @@
 """The conditions of a run: what the data have is written into the configuration, and compared with the checkpoint."""
 
 import dataclasses
+import logging
 from typing import Optional
 
 from vidpred.checkpoint_store import Checkpoint
@@ -8,6 +9,8 @@ from vidpred.conditioning import ConditionConfig
 from vidpred.configuration import Config
 from vidpred.data import ClipDataset
 from vidpred.errors import UserError, require
+
+logger = logging.getLogger(__name__)
 
 
 def settle_conditions(config: Config, clips: ClipDataset, before: Optional[Checkpoint]) -> None:
@@ -54,6 +57,8 @@ def _require_kinds(condition: ConditionConfig, clips: ClipDataset) -> None:
             bool(there[kind]),
             f"condition.kinds: {kind}, and the clips of {clips.name} come without; set {cures[kind]}, or leave it out",
         )
+        if kind in clips.lacking:
+            logger.warning("condition.kinds: %s, and the clips of %s all come without", kind, clips.lacking[kind])
 
 
 def _require_equal_classes(before: list[str], now: list[str], checkpoint: Checkpoint) -> None:

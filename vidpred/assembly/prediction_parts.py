@@ -45,7 +45,7 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     report = folder / "data_report.json"
     train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
     logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
-    config.training.settle_epoch(len(train_clips))
+    config.training.settle_epoch(train_clips.steps_per_epoch(config.training.batch_size))
     settle_conditions(config, train_clips, checkpoint or beginning)
     roles = training_roles(config.conditioning)
     evaluated = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)

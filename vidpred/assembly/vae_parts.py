@@ -39,7 +39,7 @@ def build_vae_task(config: VaeConfig, folder: Path, device: torch.device, checkp
     report = folder / "data_report.json"
     train_clips, val_clips = (build_dataset(config.data, split, config.seed, report) for split in ("train", "val"))
     logger.info("data: %d training and %d validation items of %s", len(train_clips), len(val_clips), train_clips.name)
-    config.training.settle_epoch(len(train_clips))
+    config.training.settle_epoch(train_clips.steps_per_epoch(config.training.batch_size))
     if beginning is not None:
         load_weights(network, beginning)
     judge = Judge(config.evaluation, device)

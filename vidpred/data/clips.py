@@ -6,7 +6,8 @@ Frame times are in units of the clip's frame interval and begin at 0.
 
 import abc
 from dataclasses import dataclass
-from typing import Optional
+from types import MappingProxyType
+from typing import Mapping, Optional
 
 import numpy as np
 import torch
@@ -100,7 +101,9 @@ class ClipDataset(abc.ABC):
     class_names: tuple[str, ...] = ()
     """The classes of the clips of all splits, sorted; empty where clips have none."""
     has_text: bool = False
-    """Whether every clip comes with a text."""
+    """Whether clips come with a text; which of them do not, `lacking` says."""
+    lacking: Mapping[str, str] = MappingProxyType({})
+    """Kind of condition -> the part of the data whose clips all come without it; empty where there is none."""
     action_scale: tuple[float, ...] = ()
     """The size of each of the numbers of an action (root mean square over the training data); empty where clips have no
     actions."""
@@ -120,6 +123,10 @@ class ClipDataset(abc.ABC):
     @abc.abstractmethod
     def item_name(self, index: int) -> str:
         """A name that stays the same from run to run (a path relative to the root)."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Training steps of `batch_size` clips until every item was seen once."""
+        return -(-len(self) // batch_size)
 
     def num_windows(self, index: int) -> int:
         """How many fixed clips without common frames item `index` has; more than one is used where a split

@@ -7,6 +7,7 @@ of which step s is number n(s), or s - n(s). An image is a clip of one frame of 
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -103,9 +104,13 @@ class ImageSteps:
     share: float
 
     def before(self, step: int) -> int:
-        """n(step). In whole numbers: the decimal that was written, not its nearest binary fraction."""
-        exact = Fraction(str(self.share))
-        return step * exact.numerator // exact.denominator
+        """n(step)."""
+        return step * self.exact.numerator // self.exact.denominator
+
+    @property
+    def exact(self) -> Fraction:
+        """The decimal that was written, not its nearest binary fraction."""
+        return Fraction(str(self.share))
 
     def __contains__(self, step: int) -> bool:
         return self.before(step + 1) > self.before(step)
@@ -120,9 +125,22 @@ class MixedClips(ClipDataset):
         self.may_hang = videos.may_hang or images.may_hang
         self.class_names = tuple(sorted({*videos.class_names, *images.class_names}))
         self.has_text, self.action_scale = videos.has_text or images.has_text, videos.action_scale
+        self.lacking = {
+            kind: source.name
+            for source in (videos, images)
+            for kind, there in (("class", source.class_names), ("text", source.has_text))
+            if not there
+        }
 
     def __len__(self) -> int:
         return len(self.videos) + len(self.images)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Until both sources were seen once: the larger number of the two."""
+        share = self.steps.exact
+        videos, images = (source.steps_per_epoch(batch_size) for source in (self.videos, self.images))
+        # The first s with s - n(s) = ceil(s (1 - w)) = videos, and the first with n(s) = floor(s w) = images.
+        return max(math.floor((videos - 1) / (1 - share)) + 1, math.ceil(images / share))
 
     def item_name(self, index: int) -> str:
         return self._of(index, lambda dataset, place: dataset.item_name(place))

@@ -109,10 +109,10 @@ class TrainingConfig:
         ascending = all(0 < one < other for one, other in zip(doubled, (*doubled[1:], self.num_steps)))
         _require(ascending, "double_resolution_at", list(doubled), "give ascending steps, from 1 to below num_steps")
 
-    def settle_epoch(self, items: int) -> None:
-        """Replaces the word epoch by its number of steps, rounded up, for `items` training items."""
+    def settle_epoch(self, steps: int) -> None:
+        """Replaces the word epoch by its number of steps."""
         if self.visualize_every_step == "epoch":
-            self.visualize_every_step = -(-items // self.batch_size)
+            self.visualize_every_step = steps
 
     def shrinkage(self, step: int) -> int:
         """By how much height and width are divided in the step with the 0-based number `step`: 1, 2, 4, ..."""
