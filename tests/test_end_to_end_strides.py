@@ -18,9 +18,9 @@ def test_the_network_is_told_the_strides_of_training_clips_alone(tmp_path, monke
     told: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     original = Denoiser.loss
 
-    def loss(self, x0, noise, level, given, frame_times, **options):
+    def loss(self, x0, noise, level, given, frame_times, *condition, **options):
         told[torch.is_grad_enabled()].append(frame_times)
-        return original(self, x0, noise, level, given, frame_times, **options)
+        return original(self, x0, noise, level, given, frame_times, *condition, **options)
 
     monkeypatch.setattr(Denoiser, "loss", loss)
     assert train_tiny(tmp_path, LONG, "--data.max_frame_stride=3") == RunOutcome("finished", 6)
