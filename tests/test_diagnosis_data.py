@@ -34,6 +34,22 @@ def test_repetition_is_seen_in_short_windows_of_any_phase():
     assert (found["data/repetition_period"], found["data/repetition"]) == (3, 1)
 
 
+def test_sparse_motion_repeats_nothing():
+    """One new frame in most clips, a few in some, and a hard cut in slow motion."""
+    clips = moving()
+    for number, clip in enumerate(clips):
+        clip[1 + number % 6 :] = clip[-1]
+        clip[: 1 + number % 6] = clip[0]
+    assert measured(clips)["data/repetition"] == 0
+    slow = moving(speed=0.4)
+    slow[:, 4:] = 255 - slow[:, 4:]
+    assert measured(slow)["data/repetition"] == 0
+
+
+def test_few_clips_say_nothing_of_repetition():
+    assert measured(moving(clips=4).repeat_interleave(3, 1)[:, :FRAMES])["data/repetition"] == 0
+
+
 def test_clips_that_stop_now_and_then_repeat_nothing():
     generator = torch.Generator().manual_seed(1)
     clips = moving()

@@ -59,7 +59,7 @@ def test_a_checkpoint_holds_what_training_saw_and_inference_repeats_it(tmp_path,
     measures, _ = record_measures(subject, record, read_now)
     for name in ("pixels/difference", "vae/difference", "calibration/difference", "schedule/difference"):
         assert measures[name] < 1e-6, name
-    assert measures["x0/difference"] < 1e-3 < measures["x0/difference_to_raw"]
+    assert measures["x0/difference"] < 1e-3 < measures["x0/raw_to_averaged"] and record.scaling == 1
 
 
 def test_an_older_checkpoint_has_no_history(tmp_path, cache):  # noqa: F811

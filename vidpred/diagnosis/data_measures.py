@@ -16,6 +16,7 @@ from vidpred.tensor_ops import fold_frames, unfold_frames
 STILL = 0.4  # grey levels rms between frames, below which a clip does not move: rounding and coding noise
 REPEATED = 0.1  # of a clip's usual change: frames that are as good as equal
 COARSE = 16  # pixels of the shorter side on which the order of frames is judged
+MOVING = 6  # clips below which nothing is said of repetition
 LONGEST = 8  # frames of which the smoothest order is searched
 
 
@@ -24,8 +25,6 @@ def data_measures(clips: Tensor, names: Sequence[str]) -> dict[str, float]:
     changes = frame_changes(clips)  # (B, T-1)
     found = {"data/clips": float(len(clips)), "data/frames": float(clips.shape[1])}
     found["data/twins"] = _twins(clips, names)  # share of clips that are equal to one of another name
-    found["data/contrast"] = float(clips.double().std(dim=(1, 2, 3, 4)).median())
-    found["data/grey"] = float((clips.float() - clips.float().mean(2, keepdim=True)).abs().mean())
     if clips.shape[1] < 2:
         return found
     moving = changes.square().mean(1).sqrt() > STILL
@@ -59,21 +58,38 @@ def _twins(clips: Tensor, names: Sequence[str]) -> float:
 def _repetition(changes: Tensor) -> tuple[int, float]:
     """(k, share of the clips that show each frame k times) for the k > 1 of most clips; (1, 0) where there is none.
 
-    changes: (B, T-1) of clips that move. Two frames of a clip tell nothing.
+    changes: (B, T-1) of clips that move; few of them, or frames, tell nothing. A clip with one new frame fits any k, so
+    those with two or more count, and the others may not speak against them.
     """
-    usual = changes.topk(max(changes.shape[1] // 4, 1), dim=1).values.mean(1, keepdim=True)
-    new = changes > REPEATED * usual  # (B, T-1)
-    count = new.shape[1]
-    if len(new) == 0 or count < 2 or bool(new.all()):
+    clips, count = changes.shape
+    if clips < MOVING or count < 3:
         return 1, 0.0
     places = torch.arange(count)
     shares = {}
-    for period in range(2, count + 1):
-        patterns = torch.stack([places % period == phase for phase in range(period)])  # (k, T-1)
-        fits = (new[:, None] == patterns).all(2).any(1)
-        shares[period] = float(fits.double().mean())
+    for period in range(2, count):
+        fits = torch.zeros(clips, dtype=torch.bool)
+        several = torch.zeros(clips, dtype=torch.bool)
+        for phase in range(period):
+            new = places % period == phase
+            usual = changes[:, new].median(1, keepdim=True).values  # a hard cut does not change it
+            fits_here = (changes[:, new] > REPEATED * usual).all(1) & (changes[:, ~new] < REPEATED * usual).all(1)
+            fits |= fits_here
+            several |= fits_here & (new.sum() > 1)
+        once = _single_change(changes)
+        shares[period] = min(_share(fits, torch.ones_like(fits)), _share(several, ~once))
     commonest = max(shares, key=shares.__getitem__)
     return commonest, shares[commonest]
+
+
+def _single_change(changes: Tensor) -> Tensor:
+    """(B,) whether a clip has one new frame only."""
+    largest = changes.amax(1, keepdim=True)
+    return (changes > REPEATED * largest).sum(1) < 2
+
+
+def _share(chosen: Tensor, among: Tensor) -> float:
+    """Of `among` which are chosen; 0 where they are fewer than two."""
+    return float(chosen[among].double().mean()) if int(among.sum()) > 1 else 0.0
 
 
 def _disorder(clips: Tensor) -> tuple[float, float]:

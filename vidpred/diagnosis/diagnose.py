@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
+from torch import Tensor
 
 from vidpred.data import ClipBatch
 from vidpred.denoiser import Denoiser
@@ -14,16 +15,10 @@ from vidpred.diagnosis.curve import LossPoint
 from vidpred.diagnosis.data_measures import STILL, data_measures, frame_changes
 from vidpred.diagnosis.findings import Finding
 from vidpred.diagnosis.measurement import latent_figures, one_step_errors
-from vidpred.diagnosis.prediction_measures import (
-    Chain,
-    chain_measures,
-    clip_measures,
-    influence_measures,
-    rollout_measures,
-    run_chain,
-)
+from vidpred.diagnosis.prediction_measures import Chain, chain_measures, clip_measures, influence_measures, run_chain
 from vidpred.diagnosis.record_measures import record_measures
 from vidpred.diagnosis.records import LatentFigures, LevelRow
+from vidpred.diagnosis.rollout_measures import rollout_measures
 from vidpred.diagnosis.rules import judge
 from vidpred.diagnosis.subject import Subject, diagnosed_clips, subject_from_checkpoint, training_clips
 from vidpred.diagnosis.weight_measures import curve_measures, weight_measures
@@ -112,11 +107,13 @@ def _data(subject: Subject, examined: ClipBatch) -> dict[str, float]:
             found[f"data/val_{name}"] = of_validation[f"data/{name}"]
     record = subject.history.record if subject.history else None
     if record is not None and record.frames.shape[1] > 1:
-        changes = frame_changes(record.frames)
-        found["data/recorded_still"] = float((changes < STILL).all(1).double().mean())
-        found["data/recorded_motion"] = float(changes.square().mean().sqrt())
-        found["data/val_motion"] = of_validation["data/motion"]
+        found["data/motion_over_recorded"] = _typical_motion(examined.frames) / max(_typical_motion(record.frames), STILL)
     return found
+
+
+def _typical_motion(clips: Tensor) -> float:
+    """rms change from frame to frame of the median clip, in grey levels."""
+    return float(frame_changes(clips).square().mean(1).sqrt().median())
 
 
 def _predictions(
@@ -131,7 +128,6 @@ def _predictions(
         "latents/least_std": min(figures.std),
         "latents/largest_uncertainty": max(figures.uncertainty),
         "latents/calibrated": float(figures.measured),
-        "latents/finite": float(bool(latents.isfinite().all())),
     }
     levels = one_step_errors(predictor, latents, clips, seed)
     found |= level_measures(levels, "levels")
@@ -166,7 +162,7 @@ def level_measures(rows: list[LevelRow], prefix: str) -> dict[str, float]:
         f"{prefix}/ratio_clean": mean(logs[-third:]),
         f"{prefix}/ratio_least": min(ratios),
         f"{prefix}/ratio_most": max(ratios),
-        f"{prefix}/error_clean": rows[-1].error,
+        f"{prefix}/over_zero_least": min(row.error / max(row.of_zero, 1e-6) for row in rows),
     }
 
 

@@ -13,7 +13,7 @@ from vidpred.prediction.range_lines import MANY
 Severity = Literal["fatal", "serious"]
 
 EXPLODED = 10.0  # times the largest value of the data
-EXPLODED_FROM = 0.3  # alpha below which x0 = x / alpha + ... may be large in a sound model
+EXPLODED_FROM = 0.3  # alpha, of a level of unit variance, below which x0 = x / alpha + ... may be large in a sound model
 EPS_TOO_LARGE, EPS_TOO_SMALL = 1.5, 0.5  # times the bounds within which the eps norm lies
 OUTSIDE, OUTSIDE_FRACTION = 0.1, 0.05  # how far beyond [0, 1] decoded frames may go, and how many of them
 
@@ -84,7 +84,11 @@ def sampling_findings(rows: Sequence[StepRow], latents: LatentFigures) -> Iterat
         )
         return
     largest = max(abs(latents.low), abs(latents.high))
-    exploded = [row for row in rows if row.alpha > EXPLODED_FROM and _size(row.x0) > EXPLODED * largest]
+    exploded = [
+        row
+        for row in rows
+        if row.alpha > EXPLODED_FROM * math.hypot(row.alpha, row.sigma) and _size(row.x0) > EXPLODED * largest
+    ]
     if exploded:
         worst = max(exploded, key=lambda row: _size(row.x0))
         yield Finding(
@@ -116,9 +120,14 @@ def _eps_findings(rows: Sequence[StepRow]) -> Iterator[Finding]:
     """The noise level of the state, by its eps.
 
     E|eps|^2 is 1. Of its best estimate E[eps | x] it is less, since estimating averages (Jensen), but no less
-    than sigma^2 for latents of unit deviation: even the best constant filter of x finds that much of it.
+    than sigma^2 / (alpha^2 + sigma^2) for latents of unit deviation, in the square: even the best constant filter of x
+    finds that much of it.
     """
-    off = [row for row in rows if not EPS_TOO_SMALL * row.sigma <= row.eps_norm <= EPS_TOO_LARGE]
+    off = [
+        row
+        for row in rows
+        if not EPS_TOO_SMALL * row.sigma / math.hypot(row.alpha, row.sigma) <= row.eps_norm <= EPS_TOO_LARGE
+    ]
     if off:
         worst = max(off, key=lambda row: abs(row.eps_norm - 1))
         yield Finding(

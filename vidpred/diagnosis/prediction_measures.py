@@ -1,4 +1,4 @@
-"""What predictions come to: whole chains against truth, floors and ceiling; which frames they follow; rollouts.
+"""What predictions come to: whole chains against truth, floors and ceiling; which frames they follow.
 
 Errors of latents are rms in calibrated units, those of pixels mean squared over frames in [0, 1]. `coarse` ones are
 of means over squares of pixels (a sixteenth of the picture's side), in which noise is averaged away.
@@ -18,10 +18,9 @@ from vidpred.data import ClipBatch
 from vidpred.diagnosis.measurement import PURPOSE, Trace
 from vidpred.diagnosis.records import StepRow
 from vidpred.diffusion import StepReport, build_clip
-from vidpred.prediction import NotFiniteError, Predictor
+from vidpred.prediction import Predictor
 from vidpred.tensor_ops import fold_frames, reference_frames, to_float, unfold_frames
 
-WINDOWS = 4
 OUTSIDE = 0.1  # beyond [0, 1]
 PICTURES = 6  # of the chain
 COARSE = 16
@@ -127,11 +126,28 @@ def _pixel_measures(
     found["chain/detail"] = _detail(shown)[unknown].mean().item() / max(_detail(ceiling)[unknown].mean().item(), 1e-12)
     moved, true_motion = (_motion(frames, clips.given) for frames in (shown, ceiling))
     found["chain/motion"] = moved / max(true_motion, 1e-12)  # energy of changes, over that of the decoded truth
-    found["chain/coarse_motion"] = _motion(_coarse(shown), clips.given) / max(
-        _motion(_coarse(ceiling), clips.given), 1e-12
-    )
-    found["chain/true_motion"] = 255 * math.sqrt(_motion(truth, clips.given))  # grey levels
+    predicted, true = (_motion_of_clips(_coarse(frames), clips.given) for frames in (shown, ceiling))
+    found["chain/coarse_motion"] = float((predicted / true.clamp(min=1e-12)).median())  # of the median clip
+    found["chain/true_coarse_motion"] = 255 * math.sqrt(float(true.median()))  # grey levels
+    noise = _noise(truth[unknown])  # of pixels: squared error that nobody can predict
+    found["chain/noise_mse"] = noise
+    found["chain/coarse_noise_mse"] = noise / _coarse_factor(truth) ** 2
+    known_mean = _mean_of_given(truth, clips.given)
+    found["chain/mean_coarse_mse"] = float(_mse(_coarse(known_mean), _coarse(truth))[unknown].mean())
     return found
+
+
+def _mean_of_given(frames: Tensor, given: Tensor) -> Tensor:
+    weight = given.to(frames)[..., None, None, None]
+    return ((frames * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)).expand_as(frames)
+
+
+def _noise(frames: Tensor) -> float:
+    """Variance of white noise in frames (N, 3, H, W): the Laplacian difference of Immerkaer (1996), of which the median
+    over pixels is taken, so that edges do not count."""
+    kernel = frames.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]])[None, None]
+    differences = F.conv2d(frames.flatten(0, 1)[:, None], kernel).abs().flatten(1).median(1).values
+    return float(((differences / (6 * 0.6745)).square()).double().mean())
 
 
 def influence_measures(
@@ -145,16 +161,24 @@ def influence_measures(
     mask = given[..., None, None, None]
     swapped = sample(predictor, torch.where(mask, others, latents), clips, seed)
     unknown = ~given
-    own = _rms((chain.latents - latents)[unknown])
+    own, other = (_errors_of_clips(predicted, latents, unknown) for predicted in (chain.latents, swapped))
+    worse = other - own
+    error = worse.std() / math.sqrt(len(worse))
     return {
         # How much worse a clip is predicted from another one's frames; 1 where they do not matter.
-        "given/swapped_over_own": _rms((swapped - latents)[unknown]) / max(own, 1e-9),
-        # Against the truth of the clip that the frames are of: as good as the own prediction where they are followed.
-        "given/followed_over_own": _rms((swapped - others)[unknown]) / max(own, 1e-9),
+        "given/swapped_over_own": math.sqrt(float(other.mean() / own.mean().clamp(min=1e-12))),
+        # The mean over clips of the squared error that is added, in standard errors. An uncertain future has a small
+        # one too, which is sure all the same: the noise is kept.
+        "given/worse_certainty": float(worse.mean() / error.clamp(min=1e-12)),
+        # What changes, of what the clips differ by.
         "given/change": _rms((swapped - chain.latents)[unknown]) / max(_rms((others - latents)[unknown]), 1e-9),
-        "given/clips_differ": _rms((others - latents)[unknown]),
-        "given/own_error": own,
     }
+
+
+def _errors_of_clips(predicted: Tensor, truth: Tensor, unknown: Tensor) -> Tensor:
+    """(B,) squared error of the unknown frames."""
+    weight = unknown.double()
+    return (_mse(predicted, truth) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def clip_measures(
@@ -181,55 +205,12 @@ def clip_measures(
     return found
 
 
-def rollout_measures(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> dict[str, float]:
-    """`rollout/*`: window after window beyond the truth; the first against the last. Nothing of models that want an
-    action for each frame, of which there are none beyond the clips."""
-    known, condition = predictor.context_frames, predictor.conditions_of(clips)
-    if not bool(clips.given.any()) or (condition is not None and condition.actions is not None):
-        return {}
-    horizon = predictor.num_frames - known
-    try:
-        frames = predictor.continue_latents(
-            latents[:, :known], WINDOWS * horizon, clips.draws, seed, condition=condition, purpose=PURPOSE
-        )
-    except NotFiniteError:
-        return {"rollout/finite": 0.0}
-    found = {"rollout/finite": float(bool(frames.isfinite().all()))}
-    if not found["rollout/finite"]:
-        return found
-    start_mean, start_std = _moments(latents[:, :known])
-    for name, window in (("first", frames[:, :horizon]), ("last", frames[:, -horizon:])):
-        mean, std = _moments(window)
-        shift, certain = _mean_over_clips(mean - start_mean)
-        found[f"rollout/{name}_shift"] = shift  # deviations of the data, of the channel that moves most surely
-        found[f"rollout/{name}_shift_certainty"] = certain  # standard errors from clip to clip
-        widened, certain = _mean_over_clips((std / start_std).log())
-        found[f"rollout/{name}_contrast"] = math.exp(widened)
-        found[f"rollout/{name}_contrast_certainty"] = certain
-        decoded = predictor.decode(window)
-        found[f"rollout/{name}_outside"] = float(((decoded < -OUTSIDE) | (decoded > 1 + OUTSIDE)).double().mean())
-        found[f"rollout/{name}_detail"] = float(_detail(decoded.clamp(0, 1)).mean())
-    return found
-
-
-def _moments(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each clip's channels, (B, C) each."""
-    values = latents.double().transpose(1, 2).flatten(2)
-    return values.mean(2), values.std(2).clamp(min=1e-3)
-
-
-def _mean_over_clips(values: Tensor) -> tuple[float, float]:
-    """(mean, mean over its standard error) of the column of (B, C) whose mean is the surest."""
-    mean = values.mean(0)
-    error = values.std(0) / math.sqrt(len(values)) if len(values) > 1 else torch.full_like(mean, math.inf)
-    certainty = mean.abs() / (error + 0.02)
-    surest = int(certainty.argmax())
-    return float(mean[surest]), float(certainty[surest])
-
-
 def _coarse(frames: Tensor) -> Tensor:
-    factor = max(min(frames.shape[-2:]) // COARSE, 1)
-    return unfold_frames(F.avg_pool2d(fold_frames(frames), factor), len(frames))
+    return unfold_frames(F.avg_pool2d(fold_frames(frames), _coarse_factor(frames)), len(frames))
+
+
+def _coarse_factor(frames: Tensor) -> int:
+    return max(min(frames.shape[-2:]) // COARSE, 1)
 
 
 def _detail(frames: Tensor) -> Tensor:
@@ -240,8 +221,18 @@ def _detail(frames: Tensor) -> Tensor:
 
 def _motion(frames: Tensor, given: Tensor) -> float:
     """Energy of the changes into unknown frames."""
-    changes = (frames[:, 1:] - frames[:, :-1]).double().square().mean(dim=(2, 3, 4))
-    return float(changes[~given[:, 1:]].mean())
+    return float(_changes(frames)[~given[:, 1:]].mean())
+
+
+def _motion_of_clips(frames: Tensor, given: Tensor) -> Tensor:
+    """(B,), as `_motion`."""
+    unknown = (~given[:, 1:]).double()
+    return (_changes(frames) * unknown).sum(1) / unknown.sum(1).clamp(min=1)
+
+
+def _changes(frames: Tensor) -> Tensor:
+    """(B, T-1)."""
+    return (frames[:, 1:] - frames[:, :-1]).double().square().mean(dim=(2, 3, 4))
 
 
 def _mse(a: Tensor, b: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ weights at the start and now. A few megabytes at most. It is taken by rank 0 alo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Optional
 
@@ -36,7 +37,7 @@ class TrainingRecord:
     them. shift, scale: (C,) the calibration. given: (N, T) bool; frame_times: (N, T); draws: (N,) numbers of the clips.
     alphas, sigmas: (levels,) the schedule's table. estimates: x0 at FRACTIONS, (3, N, T, C, h, w) float16 in calibrated
     units, of the averaged weights; raw_estimates: of the trained ones. names: of the clips. seed: of the noise in them.
-    reconstruction_psnr: dB, of decode(encode(frames)).
+    reconstruction_psnr: dB, of decode(encode(frames)). scaling: what the autoencoder multiplies its latents with.
     """
 
     frames: Tensor
@@ -53,6 +54,7 @@ class TrainingRecord:
     names: tuple[str, ...]
     seed: int
     reconstruction_psnr: float
+    scaling: float = math.nan
 
     @property
     def calibrated(self) -> Tensor:
@@ -147,7 +149,14 @@ def take_record(
             found = _estimates(denoise, latents, *asked)
         tensors[name] = found.clamp(-LARGEST, LARGEST).half()
     psnr = reconstruction_psnr(predictor.autoencoder, shown)
-    return tensors, {"names": clips.names[:kept], "seed": seed, "reconstruction_psnr": psnr}
+    values = {"names": clips.names[:kept], "seed": seed, "reconstruction_psnr": psnr}
+    return tensors, values | {"scaling": scaling_of(predictor.autoencoder)}
+
+
+def scaling_of(autoencoder: nn.Module) -> float:
+    """What latents are multiplied with; the geometric mean over channels."""
+    scale = getattr(autoencoder, "scale", None)
+    return float(scale.abs().log().mean().exp()) if isinstance(scale, Tensor) else 1.0
 
 
 def as_record(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> TrainingRecord:

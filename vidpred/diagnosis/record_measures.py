@@ -16,7 +16,8 @@ from vidpred.autoencoders import Autoencoder
 from vidpred.autoencoders.base import PIXEL_NORMS
 from vidpred.autoencoders.reconstruction import reconstruction_psnr
 from vidpred.denoiser import Denoiser
-from vidpred.diagnosis.record import TrainingRecord
+from vidpred.diagnosis.record import FRACTIONS, LARGEST, TrainingRecord
+from vidpred.diagnosis.rules import SAME
 from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import MotionCompensation, build_parameterization
 from vidpred.diffusion.parameterizations import PARAMETERIZATIONS
@@ -24,7 +25,7 @@ from vidpred.errors import UserError
 from vidpred.prediction import Predictor
 from vidpred.tensor_ops import to_float, to_uint8
 
-SAME = 0.01  # a difference below it is arithmetic
+SHOWS = 0.1  # alpha, of a level of unit variance, below which x0 = (x - sigma eps) / alpha enlarges any arithmetic
 ORDERS = [order for order in itertools.permutations(range(3)) if order != (0, 1, 2)]
 OTHER_NORMS = {"unit": ((0.0,) * 3, (1.0,) * 3), "bytes": ((0.0,) * 3, (1 / 255,) * 3)}
 Notes = dict[str, str]
@@ -73,8 +74,8 @@ def _encoding_measures(autoencoder: Autoencoder, record: TrainingRecord, notes: 
     then = record.latents[:, : frames.shape[1]]
     encoded = autoencoder.encode(frames).cpu()
     found = {"vae/difference": _difference(encoded, then)}
-    gain, offset, rest = _fit(then, encoded)
-    found |= {"vae/gain": gain, "vae/offset": offset, "vae/difference_fitted": rest}
+    gain, _, rest = _fit(then, encoded)
+    found |= {"vae/gain": gain, "vae/scaling": record.scaling, "vae/difference_fitted": rest}
     by_order = {
         order: _difference(autoencoder.encode(frames[:, :, list(order)]).cpu(), then) for order in ORDERS
     }
@@ -142,26 +143,36 @@ def _schedule_measures(predictor: Predictor, record: TrainingRecord) -> dict[str
 def _estimate_measures(subject: Subject, record: TrainingRecord, notes: Notes) -> dict[str, float]:
     """x0 on what the recorded estimates were made of; the averaged weights and, where they explain it, others."""
     predictor = subject.predictor
-    unknown = ~record.given
-    then, raw = (_unknown(values.float(), unknown) for values in (record.estimates, record.raw_estimates))
-    now = _unknown(record.estimates_of(predictor.denoiser, predictor), unknown)
+    unknown, shows = ~record.given, _levels_that_show(record)
+
+    def compared(estimates: Tensor) -> Tensor:
+        return _unknown(estimates.float().clamp(-LARGEST, LARGEST)[shows], unknown)
+
+    then, raw = compared(record.estimates), compared(record.raw_estimates)
+    now = compared(record.estimates_of(predictor.denoiser, predictor))
     found = {
         "x0/difference": _by_level(now, then),
-        "x0/difference_to_raw": _by_level(now, raw),
         "x0/raw_to_averaged": _by_level(raw, then),
     }
     if isinstance(predictor.denoiser, Denoiser) and not found["x0/difference"] < SAME:
         rest = {
-            name: _by_level(_unknown(record.estimates_of(other, predictor), unknown), then)
+            name: _by_level(compared(record.estimates_of(other, predictor)), then)
             for name, other in _other_denoisers(subject)
         }
         if rest:
             nearest = min(rest, key=rest.__getitem__)
             notes["parameterization"] = nearest
             found["x0/difference_otherwise"] = rest[nearest]
-    truth = _unknown(record.calibrated.expand_as(record.estimates), unknown)
+    truth = compared(record.calibrated.expand_as(record.estimates))
     found["x0/error"], found["x0/recorded_error"] = _rms(now - truth), _rms(then - truth)
     return found
+
+
+def _levels_that_show(record: TrainingRecord) -> list[int]:
+    """Numbers of the recorded levels where a difference of x0 is one of the network, not of how exactly it computes."""
+    places = [round(fraction * len(record.alphas)) - 1 for fraction in FRACTIONS]
+    shares = [float(record.alphas[place] / torch.hypot(record.alphas[place], record.sigmas[place])) for place in places]
+    return [number for number, share in enumerate(shares) if share > SHOWS] or [len(places) - 1]
 
 
 def _other_denoisers(subject: Subject) -> Iterator[tuple[str, Denoiser]]:

@@ -51,7 +51,14 @@ class LevelRow:
         With s the rule's error, c + k (x - alpha c) with the best k leaves
         s sigma / sqrt(alpha^2 s^2 + sigma^2): s at pure noise, less where x shows x0. (c = 0 for the first.)
         """
-        s = min(self.zero, self.copy_last)
+        return self._filtered(min(self.zero, self.copy_last))
+
+    @property
+    def of_zero(self) -> float:
+        """The same of predicting the mean alone: what is reached without the given frames."""
+        return self._filtered(self.zero)
+
+    def _filtered(self, s: float) -> float:
         return s * self.sigma / max(math.hypot(self.alpha * s, self.sigma), 1e-12)
 
 

@@ -110,7 +110,7 @@ PREDICTION_LINES = {
     "chain/motion": "motion energy over that of decoded true frames",
     "given/swapped_over_own": "error with another clip's frames given, over the own one",
     "vae/psnr": "autoencoder alone, dB",
-    "rollout/last_shift": "fourth window of a rollout: shift of the mean, deviations",
+    "rollout/shift": "fourth window of a rollout: sure shift of a channel's mean, deviations",
     "rollout/last_contrast": "fourth window of a rollout: contrast over that of the given frames",
     "curve/fall_late": "fall of the loss in the last part of training, fraction",
 }

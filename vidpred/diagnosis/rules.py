@@ -14,11 +14,13 @@ from vidpred.diagnosis.findings import Finding
 from vidpred.diagnosis.learning_rules import learning, prediction, training_data
 
 SAME, OTHER = 0.02, 0.05  # differences to the record: arithmetic, and another thing
+REORDERED = 0.1  # of pixels that were saved again after their channels were exchanged, or their range
 CODE_DIFFERENCE = 0.02  # of levels, as a fraction of the way from clean to pure noise
 EXPLODED_NORM = 1.5  # times the norm that was recorded
 DIVERGED_LOSS = 3.0  # times the least loss of the run
 EXPLODED_X0 = 10.0  # times the largest latent, where x shows x0
 LOST_DB = 3.0  # of the recorded reconstruction
+LEAST_GAIN = 0.1
 UNRECOGNISABLE_DB = 15.0
 EMA_MOVED = 0.02  # of the way of the weights: an average that never left the start
 EMA_STEPS = 5  # before them there is no average to speak of
@@ -65,9 +67,9 @@ def weights(m: Known) -> Iterator[Finding]:
         )
         return
     grown = max(_or(m["weights/norm_over_recorded"], 1), _or(m["ema/norm_over_recorded"], 1))
-    diverged = m["curve/last_over_least"] > DIVERGED_LOSS and m["curve/last"] > m["curve/first"]
+    diverged = m["curve/last_over_least"] > DIVERGED_LOSS and _or(m["curve/end"], m["curve/last"]) > m["curve/first"]
     exploded = m["chain/x0_over_truth_late"] > EXPLODED_X0 or m["chain/finite"] == 0
-    if grown > EXPLODED_NORM or diverged or (exploded and not m["x0/difference"] < SAME and not _misfed(m)):
+    if grown > EXPLODED_NORM or diverged or (exploded and not _misfed(m)):
         yield Finding(
             "fatal",
             "weights_exploded",
@@ -85,7 +87,7 @@ def _misfed(m: Known) -> bool:
         m["vae/difference"] > OTHER
         or m["calibration/difference"] > OTHER
         or m["schedule/difference"] > CODE_DIFFERENCE
-        or m["x0/difference_otherwise"] < OTHER
+        or (m["x0/difference"] > OTHER and m["weights/changed"] == 0 and not m["ema/changed"] > 0)
         or m["latents/calibrated"] == 0
         or m["clip/none"] == 1
     )
@@ -93,15 +95,16 @@ def _misfed(m: Known) -> bool:
 
 def pixels(m: Known) -> Iterator[Finding]:
     """Frames on their way from the disk to the autoencoder, and back."""
-    if m["pixels/difference"] > OTHER and m["pixels/difference_reordered"] < 0.5 * m["pixels/difference"]:
+    reordered = m["pixels/difference_reordered"] < min(REORDERED, 0.5 * m["pixels/difference"])
+    if m["pixels/difference"] > OTHER and reordered:
         yield _channel_order(
             f"the recorded clips are read with a difference of {m['pixels/difference']:.2f} now, of "
             f"{m['pixels/difference_reordered']:.3f} with their channels in another order",
             "the data are read with another order of channels than in training",
         )
-    elif m["pixels/difference"] > OTHER and m["pixels/difference_fitted"] < 0.5 * m["pixels/difference"]:
+    elif m["pixels/difference"] > OTHER and m["pixels/difference_fitted"] < REORDERED:
         gain, offset = m["pixels/gain"], m["pixels/offset"]
-        if abs(gain - 1) > OTHER or abs(offset) > OTHER:
+        if gain > LEAST_GAIN and (abs(gain - 1) > OTHER or abs(offset) > OTHER):
             yield _pixel_norm(
                 f"pixels are read as {gain:.2f} times what training read, plus {offset:+.2f}",
                 "the data are read with another range of values than in training",
@@ -130,8 +133,11 @@ def pixels(m: Known) -> Iterator[Finding]:
 def autoencoder(m: Known) -> Iterator[Finding]:
     """The autoencoder itself and the scale of its latents."""
     if m["vae/difference"] > OTHER and m["vae/difference_fitted"] < SAME and abs(m["vae/gain"]) > 0:
-        gain = m["vae/gain"]
+        gain, scaling = m["vae/gain"], _or(m["vae/scaling"], 1)
         missing = gain > 1
+        if scaling != 1:  # without it latents are 1/s times as large, with it twice s times
+            to_missing, to_doubled = (abs(math.log(abs(gain) * factor)) for factor in (scaling, 1 / scaling))
+            missing = to_missing < to_doubled
         yield _latent_scale(missing, f"the autoencoder's latents are {gain:.3g} times those of training")
     elif m["vae/difference"] > OTHER or _lost(m):
         if m["vae/psnr_on_recorded"] < min(UNRECOGNISABLE_DB, m["vae/recorded_psnr"] - LOST_DB):
@@ -186,15 +192,28 @@ def process(m: Known) -> Iterator[Finding]:
             "diffusion.schedule is not the one that the model was trained with",
             "restore diffusion.schedule in the checkpoint's config.yaml",
         )
-    if m["x0/difference"] > OTHER and m["weights/changed"] == 0 and not m["ema/changed"] > 0:
+    elif m["x0/difference"] > OTHER and m["weights/changed"] == 0 and not m["ema/changed"] > 0:
+        differs = f"the same weights give an x0 that differs by {m['x0/difference']:.2f} from training's"
+        if not m["x0/difference_otherwise"] < SAME:
+            yield _other_network(differs)
+            return
         yield Finding(
             "fatal",
             "wrong_parameterization",
-            f"the same weights give an x0 that differs by {m['x0/difference']:.2f} from training's, by "
-            f"{_or(m['x0/difference_otherwise'], math.inf):.3f} as {m.notes.get('parameterization', 'another one')}",
+            f"{differs}, by {m['x0/difference_otherwise']:.3f} as {m.notes.get('parameterization', 'another one')}",
             "the network's output is taken for something else than it was trained to be",
             "restore diffusion.parameterization, residual and sigma_data in the checkpoint's config.yaml",
         )
+
+
+def _other_network(evidence: str) -> Finding:
+    return Finding(
+        "fatal",
+        "other_code_or_settings",
+        f"{evidence}, and in no other parameterization it is the same",
+        "the network computes something else than in training: other settings of it, another version of the code",
+        "restore the network section of the checkpoint's config.yaml, use the code of the training",
+    )
 
 
 def average(m: Known) -> Iterator[Finding]:

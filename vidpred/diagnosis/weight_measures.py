@@ -70,22 +70,25 @@ def curve_measures(points: list[LossPoint]) -> dict[str, float]:
 
     late, before, early = mean(0.8, 1.0), mean(0.5, 0.7), mean(0.25, 0.4)
     first = float(losses[: max(len(losses) // 50, 2)].mean())
+    width = max(len(losses) // 50, 4)
+    end_loss = float(np.log(np.maximum(losses[-width:], SMALL)).mean())
     return {
         "curve/points": float(len(points)),
         "curve/first": first,
         "curve/last": late,
         "curve/last_over_first": late / max(first, SMALL),
-        "curve/last_over_least": late / max(float(_smooth(losses).min()), SMALL),
+        # The last fiftieth against the least of as many points: what diverges at the very end shows here.
+        "curve/last_over_least": math.exp(end_loss - _least(np.log(np.maximum(losses, SMALL)), width)),
+        "curve/end": math.exp(end_loss),
         "curve/fall_late": 1 - late / max(before, SMALL),  # from 60 % to 90 % of the way
         "curve/fall_middle": 1 - late / max(early, SMALL),  # from a third to 90 % of the way
         "curve/rate_end_over_peak": float(rates[-1] / max(rates.max(), SMALL)),
-        "curve/not_finite": float((~np.isfinite(losses)).sum()),
     }
 
 
-def _smooth(losses: np.ndarray) -> np.ndarray:
-    width = max(len(losses) // 20, 1)
-    return np.convolve(losses, np.ones(width) / width, mode="valid")
+def _least(values: np.ndarray, width: int) -> float:
+    """The least mean of `width` values in a row."""
+    return float(np.convolve(values, np.ones(width) / width, mode="valid").min())
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
