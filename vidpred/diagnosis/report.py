@@ -111,7 +111,7 @@ PREDICTION_LINES = {
     "given/swapped_over_own": "error with another clip's frames given, over the own one",
     "vae/psnr": "autoencoder alone, dB",
     "rollout/shift": "fourth window of a rollout: sure shift of a channel's mean, deviations",
-    "rollout/last_contrast": "fourth window of a rollout: contrast over that of the given frames",
+    "rollout/contrast": "fourth window of a rollout: sure change of a channel's contrast, factor",
     "curve/fall_late": "fall of the loss in the last part of training, fraction",
 }
 
