@@ -151,9 +151,10 @@ class _Work:
         """Of the valid clips that can be scored; the others are in `trial.faults`."""
         count = int(valid.sum())
         scored = score_batch(self.trial, batch, count, self.judge, self.pictured)
+        told = self.trial.predictor.conditions_of(batch)
         contents = {
-            number: content_sha256(frames.numpy())
-            for number, frames in zip(batch.draws[:count].tolist(), batch.frames)
+            number: content_sha256(batch.frames[row].numpy(), told and told.rows([row]))
+            for row, number in enumerate(batch.draws[:count].tolist())
         }
         records = [record for record in scored if record.index not in self.trial.faults]
         for record in records:

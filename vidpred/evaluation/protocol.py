@@ -7,11 +7,12 @@ weights, device, versions and commit are in `provenance`.
 import dataclasses
 import hashlib
 import json
-from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
 
+from vidpred.conditions import ConditionBatch
 from vidpred.data.clips import ClipDataset
 from vidpred.data.config import ClipConfig
 from vidpred.evaluation.judge import Judge
@@ -66,7 +67,11 @@ ABSENT = "absent"
 
 
 def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, Any]:
-    """What is known before any clip is read: plain data, independent of processes and batch size."""
+    """What is known before any clip is read: plain data, independent of processes and batch size.
+
+    A model that takes conditions predicts each clip under its own, which are part of the clip's content then.
+    """
+    conditioner = trial.predictor.conditioner
     sampling = dataclasses.asdict(trial.predictor.sampling)
     del sampling["num_inference_steps_start"]  # of pictures during training; evaluations never use it
     if trial.num_inference_steps is not None:
@@ -82,6 +87,7 @@ def protocol_of(trial: Trial, dataset: ClipDataset, judge: Judge) -> dict[str, A
         "trajectories_per_clip": trial.trajectories,
         "sampling": sampling,
         "precision": precision(trial.predictor.device),
+        **({"conditions": list(conditioner.config.kinds)} if conditioner is not None else {}),
         **judge.protocol(trial.trajectories),
         **DEFINITIONS,
         **({TO_RECONSTRUCTION: RECONSTRUCTED} if trial.one_clip and trial.task == "unconditional" else {}),
@@ -103,10 +109,17 @@ def clips_of(records: Sequence[ClipScores]) -> dict[str, Any]:
     }
 
 
-def content_sha256(frames: np.ndarray) -> str:
-    """Of the frames of one clip, uint8 (T, C, H, W), in this order whatever their strides are."""
+def content_sha256(frames: np.ndarray, conditions: Optional[ConditionBatch] = None) -> str:
+    """Of the frames of one clip, uint8 (T, C, H, W), in this order whatever their strides are, and of the conditions
+    that it is predicted under, one row; None: there are none."""
     digest = hashlib.sha256(str(frames.shape).encode())
     digest.update(np.ascontiguousarray(frames))
+    if conditions is not None:
+        for kind, words in (("class", conditions.class_names), ("text", conditions.text)):
+            digest.update(json.dumps([kind, words]).encode())
+        if conditions.actions is not None:
+            actions = conditions.actions.cpu().numpy().astype("<f4")
+            digest.update(str(actions.shape).encode() + actions.tobytes())
     return digest.hexdigest()
 
 
