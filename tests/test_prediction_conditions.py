@@ -139,3 +139,14 @@ def test_what_is_asked_must_fit_the_model():
         make().predict(flat_clip(frames=2), 3, condition=ConditionBatch(text=["a", "b"]))
     with pytest.raises(UserError, match=r"actions: expected \(2, 5, 1\)"):
         make().predict(flat_clip(frames=2), 3, condition=asked(4))
+
+
+def test_guidance_needs_a_model_that_knows_its_null_condition():
+    predictor = make(condition_scale=1.0)
+    assert predictor.guided(3.0).guidance.condition_scale == 3 and predictor.sampling.guidance.condition_scale == 1
+    never = make(config=ConditionConfig(kinds=("class",), class_names=("cat", "dog"), dropout=0.0))
+    assert never.guided(1.0) == never.sampling
+    with pytest.raises(UserError, match="^guidance 3: the model was trained with condition.dropout 0"):
+        never.guided(3.0)
+    with pytest.raises(UserError, match="^guidance 3: the model takes no condition"):
+        make(config=None).guided(3.0)

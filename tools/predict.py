@@ -135,14 +135,13 @@ def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
         kind = "vanilla" if sampling.guidance.kind == "none" else sampling.guidance.kind
         guidance = dataclasses.replace(sampling.guidance, kind=kind, scale=options.guidance)
         sampling = dataclasses.replace(sampling, guidance=guidance)
+    predictor.sampling = sampling
     if options.condition_guidance is not None:
         require(
             options.class_name is not None or options.text is not None or options.actions is not None,
             "--condition-guidance: nothing is asked for; give --class, --text or --actions, or leave it out",
         )
-        guidance = dataclasses.replace(sampling.guidance, condition_scale=options.condition_guidance)
-        sampling = dataclasses.replace(sampling, guidance=guidance)
-    predictor.sampling = sampling
+        predictor.sampling = predictor.guided(options.condition_guidance)
 
 
 def _options() -> argparse.Namespace:

@@ -110,14 +110,13 @@ def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
         sampling = sampling.with_sampler(options.sampler)
     if options.steps is not None:
         sampling = dataclasses.replace(sampling, num_inference_steps=options.steps)
+    predictor.sampling = sampling
     if options.guidance is not None:
         require(
-            predictor.conditioner is not None,
-            "--guidance: the model takes no condition (condition.kinds) to be guided by; leave it out",
+            options.prompts is not None or options.classes is not None,
+            "--guidance: nothing is asked for; give --prompts or --classes, or leave it out",
         )
-        guidance = dataclasses.replace(sampling.guidance, condition_scale=options.guidance)
-        sampling = dataclasses.replace(sampling, guidance=guidance)
-    predictor.sampling = sampling
+        predictor.sampling = predictor.guided(options.guidance)
 
 
 def _record(options: argparse.Namespace, subject: Subject, words: list[Optional[str]]) -> dict:

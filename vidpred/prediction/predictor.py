@@ -13,7 +13,7 @@ from vidpred.conditioning import Conditioner
 from vidpred.conditions import Condition, ConditionBatch
 from vidpred.data import ClipBatch
 from vidpred.diffusion import Callback, NoiseSchedule, SamplingConfig, build_clip
-from vidpred.errors import UserError
+from vidpred.errors import UserError, require
 from vidpred.prediction.calibration import LatentCalibration
 from vidpred.prediction.frames import check_frames, leading_axes, per_clip, require_finite
 from vidpred.prediction.latent_rollout import roll_out
@@ -88,6 +88,19 @@ class Predictor:
         if self.conditioner is None:
             raise UserError("prompts: the model takes no condition (condition.kinds); ask for none")
         return self.conditioner.prompts(words)
+
+    def guided(self, scale: float) -> SamplingConfig:
+        """The sampling settings with another scale of guidance on the condition, 1 is none. UserError where the network
+        was never trained without its condition, with which guidance compares."""
+        config = self.conditioner.config if self.conditioner else None
+        require(config is not None, f"guidance {scale:g}: the model takes no condition to be guided by; leave it out")
+        require(
+            scale == 1 or config.dropout > 0,
+            f"guidance {scale:g}: the model was trained with condition.dropout 0, so it does not know what to predict "
+            "without its condition; ask for 1, or train it with a dropout",
+        )
+        guidance = dataclasses.replace(self.sampling.guidance, condition_scale=scale)
+        return dataclasses.replace(self.sampling, guidance=guidance)
 
     def condition(self, asked: Optional[ConditionBatch], rows: int, frames: int) -> Optional[Condition]:
         """What the denoiser receives for `rows` clips of `frames` frames: null where nothing is asked for, and None
