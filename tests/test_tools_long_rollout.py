@@ -4,12 +4,14 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
+from vidpred.conditioning import ConditioningConfig
 from vidpred.networks import NETWORKS, build_network
 from vidpred.prediction import LatentCalibration, RolloutOptions
 from vidpred.video_io import read_frames, write_video
@@ -22,7 +24,10 @@ import rollout_figures  # noqa: E402
 from digit_detector import NO_DIGIT  # noqa: E402
 from evaluation_helper import CONTEXT, FRAMES, CopyLast, make_predictor  # noqa: E402
 from rollout_figures import Digits, RangeWatch, Scene, in_windows, measure_references, roll_out  # noqa: E402
+from long_rollout import _notes  # noqa: E402
 from test_data_moving_digits import write_mnist  # noqa: E402
+from test_prediction_conditions import asked  # noqa: E402
+from test_prediction_conditions import make as make_told  # noqa: E402
 
 TOOL = REPOSITORY / "tools" / "long_rollout.py"
 WINDOW = FRAMES - CONTEXT
@@ -114,6 +119,22 @@ def test_a_rollout_that_breaks_keeps_what_it_measured():
     _, behaviour, _ = behaviour_of(scene_of(BreaksLater()))
     assert len(behaviour.windows) == 1 and "not finite" in behaviour.failure
     assert behaviour.to_json()["finite"] is False and json.dumps(behaviour.to_json())
+
+
+def test_conditions_are_those_of_the_clips():
+    predictor, count = make_told(), 6
+    context, truth = torch.zeros(2, 2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, count, 3, 32, 32, dtype=torch.uint8)
+    told = asked(2 + count)
+    behaviour_of(Scene(predictor, context, truth, torch.arange(2), 2, 3, 0, None, told))
+    seen = [call.actions[0, :, 0].tolist() for call in predictor.denoiser.calls]
+    assert seen[0] == [1, 2, 3, 4, 5] and seen[-1] == [4, 5, 6, 7, 8]
+    assert all(call.actions_known.all() and call.classes.tolist() == [1, 0] for call in predictor.denoiser.calls)
+
+
+def test_a_video_is_continued_without_conditions_and_that_is_said():
+    subject = SimpleNamespace(predictor=make_told(), conditioning=ConditioningConfig(context_noise=0.1))
+    assert [line[:19] for line in _notes(subject, [], True)] == ["conditions withheld"] and not _notes(subject, [], False)
+    assert not _notes(SimpleNamespace(**{**vars(subject), "predictor": make_told(config=None)}), [], True)
 
 
 def test_digits_by_window():

@@ -43,7 +43,7 @@ def main() -> int:
     ways = _ways(options, subject)
     folder = results_folder(options.out, subject.folder / "long_rollout" / subject.name)
     print(f"model: {subject.title}", flush=True)
-    for note in _notes(subject, ways):
+    for note in _notes(subject, ways, options.video is not None):
         print(f"note: {note}", flush=True)
     scene, fps, names = _scene(options, subject)
     references = measure_references(scene)
@@ -79,9 +79,11 @@ def _ways(options: argparse.Namespace, subject: Subject) -> list[RolloutOptions]
     ]
 
 
-def _notes(subject: Subject, ways: list[RolloutOptions]) -> list[str]:
-    """What the model was not trained for."""
+def _notes(subject: Subject, ways: list[RolloutOptions], of_video: bool) -> list[str]:
+    """What the model was not trained for, or is not told."""
     conditioning, notes = subject.conditioning, []
+    if of_video and subject.predictor.conditioner is not None:
+        notes.append("conditions withheld: a video comes without them, so the model is asked for nothing in particular")
     if any(way.stabilization for way in ways) and not conditioning.context_noise:
         notes.append("trained with conditioning.context_noise 0: does not know noisy context (stabilization)")
     if any(way.scheme == "pyramid" for way in ways) and "diffusion_forcing" not in conditioning.mixture():
@@ -106,7 +108,8 @@ def _scene(options: argparse.Namespace, subject: Subject) -> tuple[Scene, float,
         clips, fps = _clips(options, subject), CLIPS_FPS
         digits = _digits(subject, clips)
     given, truth = clips.frames.tensor_split([context], dim=1)
-    scene = Scene(predictor, given, truth, clips.draws, options.windows, window, options.seed, digits)
+    told = predictor.conditions_of(clips)
+    scene = Scene(predictor, given, truth, clips.draws, options.windows, window, options.seed, digits, told)
     return scene, fps, clips.names
 
 

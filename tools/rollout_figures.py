@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidpred.autoencoders import Autoencoder
+from vidpred.conditions import ConditionBatch
 from vidpred.data import DigitTracks
 from vidpred.diagnosis.findings import OUTSIDE
 from vidpred.metrics import motion_energy, psnr
@@ -47,7 +48,7 @@ class Digits:
 @dataclass(frozen=True)
 class Scene:
     """What is rolled out: context (B, K, 3, H, W) and truth (B, M, 3, H, W), uint8; draws (B,) of the randomness;
-    windows of `window_frames` frames each."""
+    windows of `window_frames` frames each; conditions: of the clips, what the model takes, an action for each frame."""
 
     predictor: Predictor
     context: Tensor
@@ -57,6 +58,7 @@ class Scene:
     window_frames: int
     seed: int
     digits: Optional[Digits]
+    conditions: Optional[ConditionBatch] = None
 
     @property
     def num_frames(self) -> int:
@@ -238,8 +240,9 @@ def roll_out(scene: Scene, options: RolloutOptions, references: References, show
     predictor = copy.copy(scene.predictor)
     predictor.autoencoder = watch = RangeWatch(scene.predictor.autoencoder)
     pieces = predictor.rollout(
-        scene.context, scene.num_frames, scene.seed, options=options, draws=scene.draws
-    )
+        scene.context, scene.num_frames, scene.seed,
+        condition=scene.conditions, options=options, draws=scene.draws,
+    )  # fmt: skip
     behaviour, previous = Behaviour(options, [], None), references.last_shown
     device = predictor.device
     with tqdm(total=scene.num_frames, desc=behaviour.name, unit="frame", leave=False) as bar:
