@@ -106,10 +106,11 @@ def build_predictor(
     config: Config, autoencoder: Autoencoder, calibration: LatentCalibration, device: torch.device
 ) -> Predictor:
     """An untrained predictor; the weights are a function of the seed."""
+    # First: what a library draws while it loads its weights must not change those of the network.
+    conditioner = Conditioner(config.condition) if config.condition.kinds else None
     torch.manual_seed(int(random_streams.host_generator(config.seed, "weights", 0).integers(2**63)))
     channels = autoencoder.latent_channels
     motion = MotionCompensation(config.diffusion.motion_radius)
-    conditioner = Conditioner(config.condition) if config.condition.kinds else None
     network = build_network(config.network, channels, channels + motion.channels, condition_shape(config.condition))
     network = (conditioner.around(network) if conditioner else network).to(device)
     schedule = NoiseSchedule(config.diffusion.schedule)
