@@ -228,6 +228,7 @@ def test_samples_of_prompts_classes_and_nothing(run, tmp_path, run_file):
     for more, error in (
         (("--classes", "cow"), "class: 'cow' is not known to the model"),
         (("--count", "0"), "--count: 0 must be 1 or more"),
+        (("--guidance", "3"), "--guidance: nothing is asked for; give --prompts or --classes"),
     ):
         code, _, errors = sample(*more)
         assert code == 2 and len(errors) == 1 and error in errors[0]
@@ -259,6 +260,8 @@ def test_evaluation_uses_each_clips_own_condition(run, tmp_path, run_file):
         "--lpips-net", "none", "--out", tmp_path / "result",
     )  # fmt: skip
     assert code == 0, errors
+    (file,) = (tmp_path / "result").rglob("*.json")
+    assert json.loads(file.read_text())["protocol"]["conditions"] == ["class", "text", "actions"]
 
 
 # Steering ---------------------------------------------------------------------------------------------------
@@ -279,6 +282,20 @@ def test_the_check_finds_a_shape_where_it_is_and_notices_none(monkeypatch, run):
     moved = scenes[0].pixels(32, 32, np.zeros(6, dtype=int))
     errors = _errors_of(centroids(moved, scenes[0])[None], scenes[:1])
     np.testing.assert_allclose(errors[0], np.linalg.norm(scenes[0].centres[:1] - scenes[0].centres, axis=1), atol=0.5)
+
+
+def test_who_guesses_right_without_actions_is_not_steered(monkeypatch):
+    """Every clip follows in two of four frames where the shape stays, so that its interval is no wider than 0."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from check_steering import Row, is_steered
+
+    right, half, more = np.zeros((6, 4)), np.tile([0.0, 0, 9, 9], (6, 1)), np.tile([0.0, 0, 0, 9], (6, 1))
+    told, stays = Row("told", right), Row("stays", half)
+    assert stays.most_by_chance == 0.5 and is_steered(told, Row("withheld", half), stays)
+    assert not is_steered(told, Row("withheld", more), stays), "0.75 without actions is below 95 %, and no chance"
+    assert not is_steered(Row("told", more), Row("withheld", half), stays)
+    uneven = Row("stays", np.concatenate([half[:3], more[:3]]))  # shares 0.5 and 0.75, half width t s / sqrt(6)
+    assert uneven.most_by_chance == pytest.approx(0.625 + 2.5706 * 0.125 * (6 / 5) ** 0.5 / 6**0.5, abs=1e-4)
 
 
 def test_an_untrained_model_is_not_steered(run, tmp_path, run_file):

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import check_digits  # noqa: E402
 import digit_classifier  # noqa: E402
-from check_digits import Verdict, classifier_for, judge, real_digits  # noqa: E402
+from check_digits import Verdict, classifier_for, judge, missed_targets, real_digits  # noqa: E402
 from digit_classifier import NOTHING, DigitClassifier, DigitNetwork  # noqa: E402
 
 from vidpred.data import MnistConfig  # noqa: E402
@@ -66,7 +66,8 @@ def test_the_command(tmp_path, monkeypatch, run_file):
     tool, run = TOOLS / "check_digits.py", tmp_path / "images"
     code, printed, errors = run_file(tool, "--checkpoint", run, "--samples", 5, "--batch-size", 2)
     folder = run / "digits" / "step_00000004"
-    assert code == 0 and sides == [(16, 1, 32)] and (folder / "samples.png").is_file()
+    assert code == 1 and printed[-1].startswith("verdict: missed: recognised ")
+    assert sides == [(16, 1, 32)] and (folder / "samples.png").is_file()
     result = json.loads((folder / "digits.json").read_text())
     assert result["samples"] == 5 and 0 <= result["recognised"] <= 1 and len(result["real"]["histogram"]) == 10
     assert printed[0].startswith("model: ") and any("real test digits" in line for line in printed)
@@ -84,7 +85,8 @@ def test_a_model_of_classes_is_asked_for_each_digit(tmp_path, monkeypatch, run_f
     monkeypatch.setattr(digit_classifier, "trained_classifier", lambda config, device: AlwaysThree())
     tool, run = TOOLS / "check_digits.py", tmp_path / "images"
     code, printed, errors = run_file(tool, "--checkpoint", run, "--samples", 20, "--guidance", 2)
-    assert code == 0 and "10.0 % of the samples are the digit that was asked for" in printed, errors
+    assert code == 1 and "10.0 % of the samples are the digit that was asked for" in printed, errors
+    assert printed[-1] == "verdict: missed: digits_present 1 is below 10, asked_class_hit_rate 0.1 is below 0.9"
     result = json.loads((run / "digits" / "step_00000001" / "digits.json").read_text())
     assert (result["asked_class_hit_rate"], result["guidance"], result["recognised"]) == (0.1, 2, 1)
 
@@ -92,6 +94,13 @@ def test_a_model_of_classes_is_asked_for_each_digit(tmp_path, monkeypatch, run_f
     asked = torch.tensor([1, 2, 1])
     one, other = (check_digits.draw(predictor, 16, 3, 0, size, asked) for size in (1, 3))
     assert torch.equal(one, other)
+
+
+def test_targets():
+    met = {"recognised": 0.8, "digits_present": 10, "asked_class_hit_rate": None}
+    assert not missed_targets(met) and not missed_targets({**met, "asked_class_hit_rate": 0.9})
+    assert missed_targets({**met, "recognised": 0.79}) == ["recognised 0.79 is below 0.8"]
+    assert missed_targets({**met, "digits_present": 9}) == ["digits_present 9 is below 10"]
 
 
 class AlwaysThree:

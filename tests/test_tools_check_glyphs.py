@@ -81,7 +81,8 @@ def check(run_file, model, out, *more):
 
 def test_the_tool_asks_for_every_glyph_at_every_scale(model, tmp_path, run_file):
     code, lines, _ = check(run_file, model, tmp_path / "a", "--guidance", "1", "3", "--batch", "4")
-    assert code == 0 and any(line.startswith("3 glyphs, 2 pictures of each") for line in lines)
+    assert lines[-1].startswith(("verdict: missed: ", "verdict: met: ")) and code == ("missed" in lines[-1])
+    assert any(line.startswith("3 glyphs, 2 pictures of each") for line in lines)
     figures = json.loads((tmp_path / "a" / "figures.json").read_text())
     assert [row["guidance"] for row in figures] == [1, 3]
     names = ["letter a", "digit seven", "question mark"]
@@ -106,8 +107,12 @@ def list_alone(data, line):
     "damage, line",
     [
         (lambda data: (data / "metadata.jsonl").unlink(), "metadata.jsonl: cannot be read"),
-        (lambda data: list_alone(data, '{"file_name": "train/a.png", "text": "a"}'), "no pictures in val/"),
-        (lambda data: list_alone(data, '{"file_name": "train/a.png"}'), "a line has no text"),
+        (lambda data: list_alone(data, '{"file_name": "train/a.png", "text": "a", "score": 1}'), "no pictures in val/"),
+        (lambda data: list_alone(data, '{"file_name": "train/a.png", "score": 1}'), "a line has no text"),
+        (
+            lambda data: list_alone(data, '{"file_name": "train/a.png", "text": "a", "score": "high"}'),
+            "train/a.png has no number 'score'",
+        ),
         (lambda data: [path.write_bytes(b"x") for path in data.rglob("*.png")], "render the folder again"),
     ],
 )
