@@ -1,14 +1,17 @@
 """Plants every fault that the diagnosis names into small trained models, adds healthy ones, and counts what is named.
 
-    python tools/fault_bench.py --set tuning                    bounds are set on this set, and on no other
+    python tools/fault_bench.py --set tuning                    bounds are set on this set
+    python tools/fault_bench.py --set rehearsal                 and on this one, once the judgement
     python tools/fault_bench.py --set judgement --jobs 2        other scenes, seeds, sizes and another network
     python tools/fault_bench.py --set tuning --only frozen_output "static camera"
     python tools/fault_bench.py --set tuning --rejudge          the rules alone, on what was measured before
 
 A case is a function of (set, fault or healthy kind, number). A fault is one only where it costs a decibel of PSNR
-against its healthy twin; where it does not, a stronger one or another base is tried. What is done is kept in --out: the
-same command goes on where it stopped, a changed diagnosis only diagnoses again, a changed plant only plants again. Exit
-code 0 where 95 % of the faults are named first and no more than one of 20 healthy models is accused, 1 otherwise.
+against its healthy twin; where it does not, a stronger one or another base is tried. A healthy model is one only where a
+criterion apart from the diagnosis says so; where it does not, it is trained longer, and then left out and told. What
+the watch finds while it trains accuses it as well. What is done is kept in --out: the same command goes on where it
+stopped, a changed plant only plants again, changed rules train the healthy models again (for their watch) and diagnose
+all. Exit code 0 where 95 % of the faults are named first and at most one of 20 healthy models is accused, 1 otherwise.
 """
 
 import argparse
@@ -27,7 +30,7 @@ sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]  # works where vidpred is cloned 
 from fault_cases import Name, Result, names_of, quiet, read, rejudged, run_alone  # noqa: E402
 from fault_models import HEALTHY, SETS  # noqa: E402
 from fault_plants import FAULTS  # noqa: E402
-from fault_tables import faults_table, healthy_table, reached, split, unseen  # noqa: E402
+from fault_tables import faults_table, healthy_table, never_healthy, reached, split, unseen  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.errors import UserError, door  # noqa: E402
@@ -79,6 +82,8 @@ def save(results: list[Result], folder: Path, set_name: str) -> str:
     parts += [healthy_table(sound)] if sound else []
     if unseen(results):
         parts.append("Not visible, so no faults:\n" + "\n".join(unseen(results)))
+    if never_healthy(results):
+        parts.append("Not healthy after all trainings, so not counted:\n" + "\n".join(never_healthy(results)))
     text = "\n\n".join(parts)
     write_json(folder / f"{set_name}.json", [dataclasses.asdict(result) for result in results])
     with written_aside(folder / f"{set_name}.md") as aside:

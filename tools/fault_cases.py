@@ -9,21 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
-from fault_models import COMMON, HEALTHY, SetName, hash_of
-from fault_plants import BASES, FAULTS, Case, Planted, healthy
+from fault_case import BASES, Case, Planted
+from fault_health import copied, found_while_training, healthy, last_window
+from fault_models import ALL_CODE, COMMON, HEALTHY, TRAINING_CODE, SetName, hash_of
+from fault_plants import FAULTS
 
 from vidpred.diagnosis import diagnose, judge
 from vidpred.errors import UserError
 from vidpred.files import write_json
-from vidpred.prediction import NotFiniteError, load_predictor
 
 TOOLS = Path(__file__).resolve().parent
-PER_FAULT = {"tuning": 3, "judgement": 5}
+PER_FAULT = {"tuning": 3, "rehearsal": 2, "judgement": 5}
 VISIBLE_DB = 1.0  # what a fault costs at least, or its next attempt is planted
 ATTEMPTS = 4
-CLIPS = 12
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,10 @@ class Result:
     """What became of a case.
 
     psnr: dB of its predictions, None where they are not finite; twin_psnr: of its healthy twin's (of a healthy model:
-    of the copied last frame). attempt: of the plant. visible: whether it costs at least VISIBLE_DB. findings: names,
-    the root cause first. error: why it could not be planted or diagnosed.
+    of the best that needs no learning; None where its criterion is another number). attempt: of the plant, or of the
+    healthy training. visible: whether a fault costs at least VISIBLE_DB, or a healthy model met its criterion, which
+    `health` tells. findings: names, the root cause first. watched: what the watch found while a healthy model trained.
+    error: why it could not be planted or diagnosed.
     """
 
     fault: str
@@ -59,7 +60,9 @@ class Result:
     twin_psnr: Optional[float] = None
     attempt: int = 0
     visible: bool = True
+    health: str = ""
     findings: list[str] = field(default_factory=list)
+    watched: list[str] = field(default_factory=list)
     measures: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     error: str = ""
@@ -78,7 +81,7 @@ def run(name: Name, out: Path) -> Result:
     """Plants and diagnoses a case, as far as that is not done. Written to out/done."""
     path = out / "done" / f"{name}.json"
     before = read(path)
-    keys = {"plant_key": plant_key(name), "diagnosis_key": DIAGNOSIS_CODE}
+    keys = {"plant_key": plant_key(name), "diagnosis_key": ALL_CODE}
     if before and keys.items() <= vars(before).items():
         return before
     result = before if before and before.plant_key == keys["plant_key"] and not before.error else _planted(name, out)
@@ -110,23 +113,29 @@ def rejudged(result: Result) -> Result:
 
 
 def plant_key(name: Name) -> str:
-    """Of the set's models and, of a fault, of its own function and of what all of them use."""
-    set_name = name.set_name
-    return hash_of(PLANT_CODE, CODE_OF.get(name.fault, ""), str((COMMON[set_name], HEALTHY[set_name], BASES[set_name])))
+    """Of all code and recipes that make the case and measure its effect, but the functions of other faults."""
+    others = str((COMMON[name.set_name], HEALTHY[name.set_name], BASES[name.set_name]))
+    of_case = ALL_CODE if name.fault == "healthy" else CODE_OF[name.fault]  # its watch asked the rules
+    return hash_of(TRAINING_CODE, PLANT_CODE, of_case, others)
 
 
-# As imported: files may change while the bench runs.
-DIAGNOSIS_CODE = hash_of(*sorted((TOOLS.parent / "vidpred").rglob("*.py")))
-PLANT_CODE = hash_of(*(TOOLS / f"fault_{part}.py" for part in ("data", "vaes", "edits")), inspect.getsource(Case))
-CODE_OF = {fault: inspect.getsource(plant) for fault, plant in FAULTS.items()}
+def _plant_code() -> str:
+    """What all plants share: without the functions of the faults."""
+    shared = (TOOLS / "fault_plants.py").read_text(encoding="utf-8")
+    for source in CODE_OF.values():
+        shared = shared.replace(source, "")
+    effects = (inspect.getsource(function) for function in (_planted, effect, _hardly_learned))
+    return hash_of(*(TOOLS / f"fault_{part}.py" for part in ("health", "edits", "case")), shared, *effects)
 
 
 def _planted(name: Name, out: Path) -> Result:
     result = Result(name.fault, name.kind, name.number)
     if name.fault == "healthy":
-        model = healthy(name.set_name, name.kind, out)
-        psnr, copied = against_copy(model.checkpoint, model.clips)
-        return dataclasses.replace(result, checkpoint=str(model.checkpoint), psnr=psnr, twin_psnr=copied)
+        model, health = healthy(name.set_name, name.kind, out)
+        return dataclasses.replace(
+            result, checkpoint=str(model.checkpoint), psnr=health.psnr, twin_psnr=health.floor, attempt=health.attempt,
+            visible=health.healthy, health=health.words, watched=found_while_training(model.run),
+        )  # fmt: skip
     for attempt in range(ATTEMPTS):
         try:
             planted = FAULTS[name.fault](Case(name.set_name, name.fault, name.number, attempt, out))
@@ -164,39 +173,8 @@ def _hardly_learned(planted: Planted, psnr: float, twin: float) -> bool:
     """Whether as little is left of the twin's gain over the copied last frame as the plant asks for."""
     if planted.gain is None:
         return True
-    copied = against_copy(planted.twin, planted.twin_clips)[1]
-    return psnr - copied <= planted.gain * max(twin - copied, 0)
-
-
-def last_window(checkpoint: Path, clips: Path, windows: int) -> Optional[float]:
-    """Mean PSNR in dB over the frames of the last of `windows` predicted windows; None where it is not finite."""
-    predictor = load_predictor(checkpoint, "cpu")
-    known, horizon = predictor.context_frames, predictor.num_frames - predictor.context_frames
-    frames = _clips(clips)
-    try:
-        predicted = predictor.predict(frames[:, :known], windows * horizon)[:, -horizon:]
-    except NotFiniteError:
-        return None
-    return _psnr(predicted, frames[:, known + (windows - 1) * horizon : known + windows * horizon])
-
-
-def against_copy(checkpoint: Path, clips: Path) -> tuple[Optional[float], float]:
-    """PSNR in dB of a model's first window, and of the last given frame in its place."""
-    predictor = load_predictor(checkpoint, "cpu")
-    known, length = predictor.context_frames, predictor.num_frames
-    frames = _clips(clips)
-    return last_window(checkpoint, clips, 1), _psnr(frames[:, known - 1 : known], frames[:, known:length])
-
-
-def _clips(folder: Path) -> torch.Tensor:
-    """Up to CLIPS validation clips (B, T, 3, H, W) uint8."""
-    clips = np.load(folder / "val" / "clips.npy", mmap_mode="r")[:CLIPS]
-    return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 1, 4, 2, 3)
-
-
-def _psnr(predicted: torch.Tensor, truth: torch.Tensor) -> float:
-    error = ((predicted.double() - truth.double()) / 255).square().mean(dim=(2, 3, 4)).clamp(min=1e-10)
-    return float((-10 * error.log10()).mean())
+    copy = copied(planted.twin, planted.twin_clips)
+    return psnr - copy <= planted.gain * max(twin - copy, 0)
 
 
 def quiet(logs: Path) -> None:
@@ -206,3 +184,8 @@ def quiet(logs: Path) -> None:
     log = os.open(logs / f"worker_{os.getpid()}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+
+
+# As imported: files may change while the bench runs.
+CODE_OF = {fault: inspect.getsource(plant) for fault, plant in FAULTS.items()}
+PLANT_CODE = _plant_code()

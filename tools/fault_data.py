@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Optional
 
 import numpy as np
+from fault_scenes import SCENES
 
 from vidpred.data.config import SPLITS
 from vidpred.data.shapes import ShapesConfig, random_shapes
 from vidpred.files import written_aside
 from vidpred.random_streams import host_generator
 
-DAMAGES = ("none", "constant", "duplicated", "one_clip", "shuffled", "swapped", "foreign")
+DAMAGES = ("none", "constant", "duplicated", "one_clip", "shuffled", "swapped", "foreign", "cast", "brightens")
 SEGMENTS = (  # of the digits 0 to 9: top, upper left and right, middle, lower left and right, bottom
     "1110111", "0010010", "1011101", "1011011", "0111010", "1101011", "1101111", "1010010", "1111111", "1111011",
 )  # fmt: skip
@@ -29,12 +30,15 @@ class Scene:
     """What clips show.
 
     kind: shapes (discs, squares, triangles that bounce), digits (seven segments, which leave the walls in random
-    directions), panorama (a smooth picture that scrolls), street (shapes before a standing picture).
+    directions), panorama (a smooth picture that scrolls), street (shapes before a standing picture), or a name in
+    fault_scenes.SCENES.
     height, width: in pixels. frames: in a file's clip. speed: slowest and fastest motion, in pixels per frame.
     heading: its direction, in radians; None: any. objects: shapes or digits. wavelength: shortest in a panorama, in
     pixels. colours: any, warm (red far above blue) or grey. bars: black rows at the top and at the bottom. noise:
     deviation of white noise, in grey levels. cuts: part of the clips that change to another scene in their middle.
-    damage: one of DAMAGES. held: how often a duplicated frame is shown, or how many frames come from another clip.
+    damage: one of DAMAGES. held: how often a duplicated frame is shown, or how many frames come from another clip, or
+    come before a cast. strength: of a cast on all later frames, in grey levels (red up and blue down), or of what each
+    frame is brighter than the one before it.
     clips: (training, validation).
     """
 
@@ -52,6 +56,7 @@ class Scene:
     cuts: float = 0.0
     damage: str = "none"
     held: int = 3
+    strength: float = 0.0
     clips: tuple[int, int] = (256, 32)
     seed: int = 0
 
@@ -81,7 +86,18 @@ def damaged_clip(scene: Scene, split: str, index: int) -> np.ndarray:
         return np.repeat(frames, scene.held, axis=0)[: len(frames)]
     if scene.damage == "shuffled":
         return frames[host_generator(scene.seed, f"order {split}", index).permutation(len(frames))]
+    if scene.damage in ("cast", "brightens"):
+        return _tinted(scene, frames)
     return frames[..., ::-1] if scene.damage == "swapped" else frames
+
+
+def _tinted(scene: Scene, frames: np.ndarray) -> np.ndarray:
+    number = np.arange(len(frames))[:, None, None, None]
+    if scene.damage == "cast":
+        added = scene.strength * (number >= scene.held) * np.array([1.0, 0.3, -1.0])
+    else:  # none at the middle frame
+        added = scene.strength * (number - (len(frames) - 1) / 2)
+    return (frames + added).round().clip(0, 255).astype(np.uint8)
 
 
 def clip(scene: Scene, split: str, index: int) -> np.ndarray:
@@ -108,6 +124,8 @@ def _picture(scene: Scene, split: str, index: int) -> np.ndarray:
         return digits(scene, split, index)
     if scene.kind == "panorama":
         return 255 * panorama(scene, split, index, moves=True)
+    if scene.kind in SCENES:
+        return 255 * SCENES[scene.kind](scene, host_generator(scene.seed, f"{scene.kind} {split}", index))
     config = ShapesConfig(
         num_frames=scene.frames, clip_frames=scene.frames, height=scene.height, width=scene.width,
         num_shapes=scene.objects, speed=scene.speed, radius=(0.15, 0.25),

@@ -5,117 +5,16 @@ predictions, and asks for the next attempt, which is another base or a stronger 
 """
 
 import dataclasses
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Callable, Optional
 
 import fault_edits as edits
 import numpy as np
+from fault_case import HARDLY, WHOLE_LAYERS, Case, Planted
 from fault_data import write_scene
-from fault_models import COMMON, CONSTANT_RATE, HEALTHY, NO_MOTION, PLAIN, X0, Model, Recipe, SetName, trained
+from fault_health import steps_of
+from fault_models import COMMON, Model, trained
+from fault_recipes import CONSTANT_RATE, NO_MOTION, PLAIN, X0
 from fault_vaes import written_vae
-
-from vidpred.random_streams import host_generator
-
-# Healthy models whose checkpoints are edited; `colours` have red and blue that differ, `eps` may explode.
-BASES: dict[str, dict[str, list[str]]] = {
-    "tuning": {
-        "any": ["x0", "flow, euler", "v, constant rate"],
-        "residual x0": ["x0", "three videos", "bars"],
-        "absolute": ["no residual, dpm++"],
-        "vae": ["kl", "tiny"],
-        "kl": ["kl"],
-        "eps": ["eps, ddpm"],
-        "colours": ["no residual, dpm++", "tiny", "kl"],
-        "scenes": ["x0", "no residual, dpm++", "v, constant rate"],
-    },
-    "judgement": {
-        "any": ["digits, x0", "panorama, v", "panorama, flow, heun", "panorama, x0, unipc", "short"],
-        "residual x0": [
-            "panorama, x0, unipc", "digits, x0", "short", "two videos, constant rate", "random masks, no EMA",
-        ],
-        "absolute": ["no residual, ddim with noise"],
-        "vae": ["kl", "tiny"],
-        "kl": ["kl"],
-        "eps": ["panorama, eps"],
-        "colours": ["tiny", "kl", "no residual, ddim with noise"],
-        "scenes": ["panorama, x0, unipc", "digits, x0", "no residual, ddim with noise", "panorama, v", "short"],
-    },
-}
-
-
-HARDLY = 1 / 3  # of what a twin gains over the copied last frame: a model that has learned hardly anything
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A broken model and its healthy twin, each with the sound clips that its user would show it.
-
-    windows: of a training window's length that are predicted, one after the other. gain: at most this part of what the
-    twin has over the copied last frame is left, in dB; None: not asked.
-    """
-
-    checkpoint: Path
-    twin: Path
-    clips: Path
-    twin_clips: Path
-    windows: int = 1
-    gain: Optional[float] = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """One fault to plant. out: the set's folder; folder: what belongs to this case alone."""
-
-    set_name: SetName
-    fault: str
-    number: int
-    attempt: int
-    out: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.out / "cases" / f"{self.fault}_{self.number}"
-
-    @property
-    def generator(self) -> np.random.Generator:
-        return host_generator(self.number, f"{self.set_name} {self.fault} {self.attempt}", 0)
-
-    def base(self, group: str) -> Model:
-        """A healthy model: another one for each number and attempt, as far as the group goes."""
-        kinds = BASES[self.set_name][group]
-        return healthy(self.set_name, kinds[(self.number + self.attempt) % len(kinds)], self.out)
-
-    def train(self, recipe: Recipe) -> Model:
-        """A model of this case alone."""
-        name = f"{self.fault}_{self.number}_{self.attempt}"
-        return trained(self.set_name, recipe, 100 + self.number, self.out, name)
-
-    def edit(self, base: Model, *changes: edits.Edit, **others: Any) -> Planted:
-        """`base` after `changes`."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        checkpoint = edits.edited(base.checkpoint, self.folder, *changes)
-        return dataclasses.replace(Planted(checkpoint, base.checkpoint, base.clips, base.clips), **others)
-
-    def edit_vae(self, base: Model, *changes: Callable) -> Planted:
-        """`base` with a changed copy of its VAE's folder."""
-
-        def change(network: Any) -> None:
-            for one in changes:
-                one(network)
-
-        source = Path(edits.read_checkpoint(base.checkpoint, with_state=False).config["autoencoder"]["pretrained"])
-        planted = self.edit(base)
-        folder = edits.edited_vae(source, self.folder / "vae", change)
-        edits.edited(planted.checkpoint, self.folder, edits.set_keys({"autoencoder.pretrained": str(folder)}))
-        return planted
-
-
-def healthy(set_name: SetName, kind: str, out: Path) -> Model:
-    """The healthy model of a kind, trained where it is not."""
-    kinds = list(HEALTHY[set_name])
-    return trained(set_name, HEALTHY[set_name][kind], kinds.index(kind), out, f"healthy_{kinds.index(kind)}")
 
 
 # Weights ---------------------------------------------------------------------------------------------------
@@ -127,14 +26,26 @@ def weights_not_finite(case: Case) -> Planted:
 
 
 def weights_exploded(case: Case) -> Planted:
-    part, factor = (("", 2.5), ("head.", 40.0), ("up.", 3.0))[case.number % 3]
+    """A checkpoint that was scaled, or a training whose rate rises until it diverges: its record knows nothing else."""
+    if case.number % 2:
+        base = case.base("scenes")
+        keys = {"training.warmup_steps": steps_of(case.set_name, base.recipe), "training.lr_schedule": "constant",
+                "training.learning_rate": 0.5 * 3**case.attempt, "training.max_grad_norm": 1e6}  # fmt: skip
+        return _beside(case.train(base.recipe.but(keys)), base)
+    part, factor = (("", 2.5), ("head", 40.0), (WHOLE_LAYERS[case.set_name], 3.0))[case.number // 2 % 3]
     return case.edit(case.base("any"), edits.scale_weights(factor * 1.5**case.attempt, part))
 
 
 def untrained(case: Case) -> Planted:
+    """A few steps; or many with a rate that is next to nothing, or of a warmup that has hardly begun."""
     base = case.base("scenes")
-    steps = {"training.num_steps": 1 + case.number, "training.warmup_steps": 0, "training.learning_rate": 1e-4}
-    return _beside(case.train(base.recipe.but(steps)), base)
+    steps = steps_of(case.set_name, base.recipe) // 2
+    keys = (
+        {"training.num_steps": 1 + case.number, "training.warmup_steps": 0, "training.learning_rate": 1e-4},
+        {"training.num_steps": steps, "training.learning_rate": 1e-8},
+        {"training.num_steps": steps, "training.lr_schedule": "constant", "training.warmup_steps": 10**9},
+    )[case.number % 3]
+    return _beside(case.train(base.recipe.but(keys)), base)
 
 
 def undertrained(case: Case) -> Planted:
@@ -143,22 +54,34 @@ def undertrained(case: Case) -> Planted:
     share = (0.1, 0.16, 0.24, 0.13, 0.2)[case.number % 5]
     keys = {"training.lr_schedule": "constant", "training.warmup_steps": 10,
             "training.learning_rate": 3e-4 / 1.6**case.attempt}  # fmt: skip
-    keys["training.num_steps"] = round(share * _steps(case.set_name, base.recipe))
+    keys["training.num_steps"] = round(share * steps_of(case.set_name, base.recipe))
     return _beside(case.train(base.recipe.but(keys)), base, gain=HARDLY)
 
 
 def loss_plateau(case: Case) -> Planted:
-    """A network that is too small, or a rate that is too high and never lowered."""
+    """A network that is too small or sees too coarse patches, or a rate that is too high and never lowered."""
     base = case.base("scenes")
-    if case.number % 2 == 0:
-        width = (8, 8, 6)[min(case.attempt, 2)]
-        keys = {**PLAIN, "network.channels": [width, width], "network.head_dim": width, "network.blocks_per_level": 1,
-                "network.temporal_attention_levels": [], "network.joint_attention_levels": [],
-                "network.spatial_attention_levels": [], "training.num_steps": 500,
-                "training.lr_schedule": "cosine"}  # fmt: skip
-    else:
-        keys = {"training.lr_schedule": "constant", "training.learning_rate": 0.02 * 1.5**case.attempt}
+    too_small = (_narrow, _coarse)[case.number // 2 % 2]
+    keys = too_small(case) if case.number % 2 == 0 else {
+        "training.lr_schedule": "constant", "training.learning_rate": 0.02 * 1.5**case.attempt}  # fmt: skip
     return _beside(case.train(base.recipe.but(keys)), base, gain=HARDLY)
+
+
+def _narrow(case: Case) -> dict[str, Any]:
+    width = (8, 8, 6)[min(case.attempt, 2)]
+    keys = {**PLAIN, "training.num_steps": 500, "training.lr_schedule": "cosine"}
+    if case.set_name == "judgement":
+        return keys | {"network.width": width, "network.depth": 1}
+    attended = {f"network.{kind}_attention_levels": [] for kind in ("temporal", "joint", "spatial")}
+    return keys | attended | {"network.channels": [width, width], "network.head_dim": width}
+
+
+def _coarse(case: Case) -> dict[str, Any]:
+    """Of full width, but a position is a patch of 8 latents' side, and there is one block."""
+    keys = {**PLAIN, "network.patch_size": 8, "training.lr_schedule": "cosine"}
+    if case.set_name == "judgement":
+        return keys | {"network.width": 16, "network.depth": 1}
+    return keys | {"network.channels": [16, 16], "network.head_dim": 16}
 
 
 # What is loaded, and how it is fed -----------------------------------------------------------------------------
@@ -192,13 +115,13 @@ def wrong_schedule(case: Case) -> Planted:
 
 def latent_scale_missing(case: Case) -> Planted:
     if case.number % 2:
-        return case.edit_vae(case.base("kl"), edits.rescale(0))
+        return case.edit_vae(case.base("kl", turn=case.number // 2), edits.rescale(0))
     return case.edit(case.base("any"), edits.without_calibration)
 
 
 def latent_scale_doubled(case: Case) -> Planted:
     if case.number % 2:
-        return case.edit_vae(case.base("kl"), edits.rescale(2))
+        return case.edit_vae(case.base("kl", turn=case.number // 2), edits.rescale(2))
     return case.edit(case.base("any"), edits.calibrated_twice)
 
 
@@ -272,17 +195,30 @@ def frozen_output(case: Case) -> Planted:
     base = case.base("scenes")
     still = base.recipe.but({**NO_MOTION, **X0, "diffusion.residual": True})
     if case.number % 2 == 0:
-        return case.edit(case.train(still), edits.scale_weights(0.02 / 2**case.attempt, "head."))
+        return case.edit(case.train(still), edits.scale_weights(0.02 / 2**case.attempt, "head"))
     slow = case.train(still.but(speed=(0.05, 0.15)))
     planted = case.edit(slow, edits.set_keys({"data.root": str(base.clips)}))
     return dataclasses.replace(planted, twin=base.checkpoint, clips=base.clips, twin_clips=base.clips)
 
 
 def rollout_drift(case: Case) -> Planted:
-    base = case.base("residual x0")
-    strength = 1.4**case.attempt
-    bias, gain = ((0.18, 1.0), (-0.18, 1.0), (0.15, 1.1), (0.2, 1.0), (-0.2, 1.0))[case.number % 5]
-    return case.edit(base, edits.shift_head(bias * strength, 1 + (gain - 1) * strength), windows=4)
+    """A sound first window, and every later one further away: trained on clips with a cast after their given frames, or
+    that brighten, and used on steady ones; or a last layer with a small bias."""
+    strength, way = 1.4**case.attempt, case.number % 3
+    if way == 2:
+        bias, gain = ((0.18, 1.0), (-0.18, 1.0), (0.15, 1.1))[case.number // 3 % 3]
+        shift = edits.shift_head(bias * strength, 1 + (gain - 1) * strength)
+        return case.edit(case.base("residual x0"), shift, windows=4)
+    base, sign = case.base("scenes"), 1 if case.number < 3 else -1
+    frames, known = (COMMON[case.set_name][key] for key in ("data.num_frames", "conditioning.context_frames"))
+    # The only window of a clip, so that the cast has its place in it.
+    damaged = ({"damage": "cast", "strength": 9.0 * sign * strength, "held": known, "frames": frames},
+               {"damage": "brightens", "strength": 3.0 * sign * strength, "frames": frames + 2})[way]  # fmt: skip
+    model = case.train(base.recipe.but(X0 | {"diffusion.residual": True}, **damaged))
+    planted = case.edit(model, edits.set_keys({"data.root": str(base.clips)}))
+    return dataclasses.replace(
+        planted, twin=base.checkpoint, clips=base.clips, twin_clips=base.clips, windows=4,
+    )  # fmt: skip
 
 
 def data_constant(case: Case) -> Planted:
@@ -335,10 +271,6 @@ FAULTS: dict[str, Callable[[Case], Planted]] = {
 def _beside(model: Model, base: Model, gain: Optional[float] = None) -> Planted:
     """A model that was trained wrongly, and the healthy one, both on the healthy one's clips."""
     return Planted(model.checkpoint, base.checkpoint, base.clips, base.clips, gain=gain)
-
-
-def _steps(set_name: SetName, recipe: Recipe) -> int:
-    return recipe.settings.get("training.num_steps", COMMON[set_name]["training.num_steps"])
 
 
 def _trained_on(case: Case, damage: str) -> Planted:

@@ -8,6 +8,7 @@ from fault_cases import Result
 
 NAMED = 0.95  # of the faults, first
 ACCUSED = 0.05  # of the healthy models, at most
+LEAST_HEALTHY = 20  # models, for that to be judged
 
 
 def faults_table(results: Sequence[Result]) -> str:
@@ -28,12 +29,18 @@ def faults_table(results: Sequence[Result]) -> str:
 
 
 def healthy_table(results: Sequence[Result]) -> str:
-    lines = ["| healthy | PSNR (dB) | copy last | accused of |", "|---|---|---|---|"]
+    """Markdown. Beside each model: by what it was accepted as healthy, before it was diagnosed."""
+    lines = ["| healthy | PSNR (dB) | without learning | accepted by | accused of |", "|---|---|---|---|---|"]
     for result in results:
-        lines.append(
-            f"| {result.kind} | {_number(result.psnr)} | {_number(result.twin_psnr)} | {', '.join(result.findings)} |"
-        )
+        numbers = f"{_number(result.psnr)} | {_number(result.twin_psnr)}"
+        lines.append(f"| {result.kind} | {numbers} | {result.health} | {', '.join(accusations(result))} |")
     return "\n".join(lines)
+
+
+def accusations(result: Result) -> list[str]:
+    """Of a healthy model: what its diagnosis finds, what the watch found while it trained, or why neither could."""
+    words = [*result.findings, *(f"{name} (while training)" for name in result.watched)]
+    return words + ([f"error: {result.error}"] if result.error else [])
 
 
 def first(result: Result) -> str:
@@ -42,17 +49,20 @@ def first(result: Result) -> str:
     return result.findings[0] if result.findings else "nothing"
 
 
-def reached(results: Sequence[Result]) -> bool:
-    """Whether the targets are: NAMED of the faults first, no more than ACCUSED of the healthy models accused."""
+def reached(results: Sequence[Result], least_healthy: int = LEAST_HEALTHY) -> bool:
+    """Whether the targets are: NAMED of the faults first, no more than ACCUSED of the healthy models accused, and,
+    where there are both, enough of these."""
     faults, sound = split(results)
     named = sum(first(result) == result.fault for result in faults)
-    accused = sum(bool(result.findings or result.error) for result in sound)
-    return named >= NAMED * len(faults) and accused <= ACCUSED * len(sound)
+    accused = sum(bool(accusations(result)) for result in sound)
+    enough = not faults or not sound or len(sound) >= least_healthy
+    return named >= NAMED * len(faults) and accused <= ACCUSED * len(sound) and enough
 
 
 def split(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """(faults, healthy ones)."""
-    return [one for one in results if one.fault != "healthy"], [one for one in results if one.fault == "healthy"]
+    """(faults, healthy ones); without those that no training made healthy."""
+    sound = [one for one in results if one.fault == "healthy" and (one.visible or one.error)]
+    return [one for one in results if one.fault != "healthy"], sound
 
 
 def unseen(results: Sequence[Result]) -> list[str]:
@@ -60,8 +70,14 @@ def unseen(results: Sequence[Result]) -> list[str]:
     return [
         f"{one.fault} {one.number}: {one.twin_psnr - one.psnr:.2f} dB"
         for one in results
-        if not (one.visible or one.error)
+        if one.fault != "healthy" and not (one.visible or one.error)
     ]
+
+
+def never_healthy(results: Sequence[Result]) -> list[str]:
+    """Kinds that no training made healthy."""
+    unfit = [one for one in results if one.fault == "healthy" and not (one.visible or one.error)]
+    return [f"{one.kind}: {one.health}" for one in unfit]
 
 
 def _costs(results: Sequence[Result]) -> str:

@@ -14,19 +14,20 @@ from torch import Tensor, nn
 
 BATCH = 16  # frames
 RATE = 2e-3
-DEVIATION = 5.0  # of a KL's latents before its scaling factor, about as Stable Diffusion's
 
 
 @dataclass(frozen=True)
 class Vae:
     """kind: kl or tiny. levels: 2 make a down factor of 2. width: of the finest level. steps: of its training; 0 leaves
-    it as initialised."""
+    it as initialised. deviation: of a KL's latents before its scaling factor, which is one over it; 5 is about Stable
+    Diffusion's, and below 1 the factor is above 1."""
 
     kind: str = "kl"
     levels: int = 2
     width: int = 16
     latent_channels: int = 4
     steps: int = 400
+    deviation: float = 5.0
     seed: int = 0
 
 
@@ -81,19 +82,19 @@ def train_vae(vae: Vae, frames: np.ndarray) -> nn.Module:
         optimizer.step()
     network.eval()
     if vae.kind == "kl":
-        _widen(network, _images(frames[:: max(1, len(frames) // 256)][:256]))
+        _widen(network, vae.deviation, _images(frames[:: max(1, len(frames) // 256)][:256]))
     return network
 
 
 @torch.no_grad()
-def _widen(network: nn.Module, images: Tensor) -> None:
-    """Scales the latents up, and down again before the decoder; scaling_factor becomes one over their deviation."""
-    factor = DEVIATION / float(network.encode(images).latent_dist.mode().std())
+def _widen(network: nn.Module, deviation: float, images: Tensor) -> None:
+    """Gives the latents this deviation, and takes it back before the decoder; scaling_factor becomes one over it."""
+    factor = deviation / float(network.encode(images).latent_dist.mode().std())
     channels = network.config.latent_channels
     network.quant_conv.weight[:channels] *= factor  # the other half is the logarithm of the variance
     network.quant_conv.bias[:channels] *= factor
     network.post_quant_conv.weight /= factor
-    network.register_to_config(scaling_factor=1 / DEVIATION)
+    network.register_to_config(scaling_factor=1 / deviation)
 
 
 def _images(frames: np.ndarray) -> Tensor:
