@@ -248,6 +248,15 @@ def stirred(network):
     return network
 
 
+def test_a_training_that_diverged_is_told_from_one_that_learned_and_one_that_did_not(tmp_path):
+    def diverged(losses):
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"train/loss": loss}) + "\n" for loss in losses))
+        return fault_health.diverged(tmp_path)
+
+    assert diverged([1, 0.2, 0.1, 5, 9, 9]) and not diverged([1, 0.5, 0.2, 0.1, 0.1, 0.1])
+    assert not diverged([0.1, 5, 9, 9, 9])
+
+
 def test_the_network_of_the_judgement_predicts_and_takes_conditions():
     from vidpred.conditions import ConditionEmbedding, ConditionShape
     from vidpred.networks import NETWORKS, build_network

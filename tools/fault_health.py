@@ -29,6 +29,7 @@ ATTEMPTS = 3
 LONGER = 1.8  # times as many steps in each attempt
 NEARER = 0.5  # of the mean picture's distance from real clips
 FALLEN = 0.1  # of the first loss
+RISEN = 10.0  # times the least loss
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,21 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
 
 
+def diverged(run: Path) -> bool:
+    """Whether the training's loss ends far above the least that it had, which was below the first."""
+    losses = _losses(run)
+    return min(losses) < losses[0] and float(np.mean(losses[-3:])) > RISEN * min(losses)
+
+
 def _memory(run: Path) -> Health:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    losses = _losses(run)
     ratio = float(np.mean(losses[-3:])) / losses[0]
     return Health(ratio < FALLEN, None, None, f"loss {ratio:.3f} of the first")
+
+
+def _losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
 # Clips and PSNR --------------------------------------------------------------------------------------------

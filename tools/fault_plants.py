@@ -11,10 +11,12 @@ import fault_edits as edits
 import numpy as np
 from fault_case import HARDLY, WHOLE_LAYERS, Case, Planted
 from fault_data import write_scene
-from fault_health import steps_of
+from fault_health import diverged, steps_of
 from fault_models import COMMON, Model, trained
 from fault_recipes import CONSTANT_RATE, NO_MOTION, PLAIN, X0
 from fault_vaes import written_vae
+
+from vidpred.errors import UserError
 
 
 # Weights ---------------------------------------------------------------------------------------------------
@@ -29,9 +31,13 @@ def weights_exploded(case: Case) -> Planted:
     """A checkpoint that was scaled, or a training whose rate rises until it diverges: its record knows nothing else."""
     if case.number % 2:
         base = case.base("scenes")
+        rate = (0.3, 1.0, 0.1, 3.0)[case.attempt]
         keys = {"training.warmup_steps": steps_of(case.set_name, base.recipe), "training.lr_schedule": "constant",
-                "training.learning_rate": 0.5 * 3**case.attempt, "training.max_grad_norm": 1e6}  # fmt: skip
-        return _beside(case.train(base.recipe.but(keys)), base)
+                "training.learning_rate": rate, "training.max_grad_norm": 1e6}  # fmt: skip
+        model = case.train(base.recipe.but(keys))
+        if not diverged(model.run):
+            raise UserError(f"{model.run}: its loss did not diverge")
+        return _beside(model, base)
     part, factor = (("", 2.5), ("head", 40.0), (WHOLE_LAYERS[case.set_name], 3.0))[case.number // 2 % 3]
     return case.edit(case.base("any"), edits.scale_weights(factor * 1.5**case.attempt, part))
 

@@ -139,7 +139,7 @@ def _rehearsal() -> dict[str, Recipe]:
     # Noise is hard to predict in a few hundred steps: all move alike.
     alike = panorama.but(wavelength=28.0, speed=(2.5, 4.0), heading=4.0)
     return {
-        "digits, x0": digits,
+        "digits, x0": digits.known_by("mean"),
         "panorama, v": panorama,
         "panorama, eps": alike.but({**EPS, "diffusion.schedule.kind": "linear", "sampling.sampler": "ddim"}),
         "panorama, x0, unipc": panorama.but({**X0, "sampling.sampler": "unipc"}),
@@ -157,7 +157,7 @@ def _rehearsal() -> dict[str, Recipe]:
         "random masks, no EMA": panorama.but({**X0, "conditioning.scheme": "random", "training.ema_decay": 0}),
         "overfitted digits": digits.but({"overfit_one_batch": True, "training.num_steps": 200}).known_by("memory"),
         "two digits, 3 steps, ddpm": digits.but({"sampling.num_inference_steps": 3, "sampling.sampler": "ddpm"},
-                                                objects=2, speed=(1.5, 3.0)),
+                                                objects=2, speed=(1.5, 3.0)).known_by("mean", 0.0),
         "noisy panorama with bars": panorama.but(X0, noise=10.0, bars=4),
         "cuts, grey": panorama.but(X0, cuts=0.3, colours="grey"),
         "short": panorama.but({**X0, "training.num_steps": 140}),
