@@ -7,8 +7,8 @@
     python tools/fault_bench.py --set tuning --rejudge          the rules alone, on what was measured before
 
 A case is a function of (set, fault or healthy kind, number). A fault is one only where it costs a decibel of PSNR
-against its healthy twin; where it does not, a stronger one or another base is tried. A healthy model is one only where a
-criterion apart from the diagnosis says so; where it does not, it is trained longer, and then left out and told. What
+against its healthy twin; where it does not, a stronger one or another base is tried. A healthy model is one only where
+a criterion apart from the diagnosis says so; where it does not, it is trained longer, and then left out and told. What
 the watch finds while it trains accuses it as well. What is done is kept in --out: the same command goes on where it
 stopped, a changed plant only plants again, changed rules train the healthy models again (for their watch) and diagnose
 all. Exit code 0 where 95 % of the faults are named first and at most one of 20 healthy models is accused, 1 otherwise.
