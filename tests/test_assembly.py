@@ -23,6 +23,7 @@ from torch import nn
 from vidpred.assembly import build_predictor, build_task, calibrate
 from vidpred.autoencoders import build_autoencoder
 from vidpred.checkpoint_store import read_checkpoint
+from vidpred.conditioning import conditioner
 from vidpred.configuration import config_from_resolved, load_config
 from vidpred.data import Clip, ClipDataset, ClipError
 from vidpred.errors import UserError
@@ -213,6 +214,24 @@ def test_first_weights_are_a_function_of_the_seed_alone(tmp_path):
 
     assert_same(dict(weights(4)), dict(weights(4)))
     assert not torch.equal(weights(4)["stem.weight"], weights(5)["stem.weight"])
+
+
+def test_what_a_text_encoder_draws_while_it_is_loaded_changes_no_weights(tmp_path, monkeypatch):
+    def weights():
+        config = tiny_config(tmp_path, '--condition.kinds=["text"]', "--condition.width=8")
+        autoencoder = build_autoencoder(config.autoencoder)
+        calibration = LatentCalibration(autoencoder.latent_channels)
+        predictor = build_predictor(config, autoencoder, calibration, torch.device("cpu"))
+        return dict(predictor.denoiser.network.state_dict())
+
+    usual, build = weights(), conditioner.TEXT_ENCODERS["bytes"]
+
+    def drawing(config):
+        torch.randn(3)
+        return build(config)
+
+    monkeypatch.setitem(conditioner.TEXT_ENCODERS, "bytes", drawing)
+    assert_same(usual, weights())
 
 
 def test_one_batch_can_be_overfitted(tmp_path):

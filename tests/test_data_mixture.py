@@ -210,6 +210,21 @@ def test_one_and_two_processes_and_a_resume_train_alike(tmp_path, images):
     assert predictor.fill(given[:1], torch.zeros(1, dtype=torch.bool)).shape == (1, 3, 16, 16)
 
 
+def test_a_model_of_images_and_videos_draws_pictures(tmp_path, images, run_file):
+    """Its videos are always continued, its images come from nothing: so do prompts, and samples, as pictures."""
+    for number in range(7):
+        (tmp_path / "pictures" / f"{number}.txt").write_text(f"number {number}")
+    captions, more = {**images, "captions": "text_files"}, ('--condition.kinds=["text"]', "--condition.width=8")
+    prompts = ('--training.visualize_prompts=["number 1", "number 2"]', f"--training.visualize_every_step={STEPS}")
+    run(tmp_path / "run", captions, *more, *prompts)
+    folder = tmp_path / "run" / "tiny"
+    assert (folder / "samples" / f"step_{STEPS:08d}" / "prompts.png").is_file()
+    tool = REPOSITORY / "tools" / "sample.py"
+    asked = ("--prompts", "number 3", "--out", tmp_path, "--device", "cpu")
+    code, lines, errors = run_file(tool, "--checkpoint", folder, *asked)
+    assert code == 0 and "samples.png" in lines[-1], errors
+
+
 def test_keys_of_the_sources_are_overridden_by_their_dotted_names(tmp_path, images):
     loaded = load_config(arguments(tmp_path / "run", images, "--data.images.max_enlargement=3.0", "--data.image_share=0.5"))
     assert loaded.data.sources()["images"].max_enlargement == 3.0 and loaded.data.image_share == 0.5

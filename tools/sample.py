@@ -6,8 +6,9 @@
     python tools/sample.py --prompts "a dog" --seeds 0 1 2 --guidance 7.5 --steps 50
 
 Pictures become one PNG, clips a GIF and an MP4, with a row per prompt: in each row `count` samples of the first seed,
-then of the next. A sample depends on its seed, its number and its prompt alone: columns share their noise, and more
-prompts or a larger batch change nothing.
+then of the next. A model that learnt to draw only the images of a mixture from nothing draws pictures. A sample depends
+on its seed, its number and its prompt alone: columns share their noise, and more prompts or a larger batch change
+nothing.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.assembly import open_subject  # noqa: E402
-from vidpred.conditioning import trained_tasks  # noqa: E402
+from vidpred.conditioning import generated_frames  # noqa: E402
 from vidpred.conditions import ConditionBatch  # noqa: E402
 from vidpred.diagnosis import Subject, results_folder  # noqa: E402
 from vidpred.diffusion import SAMPLERS  # noqa: E402
@@ -41,13 +42,13 @@ def main() -> int:
     options = _options()
     subject = open_subject(options.checkpoint, REPOSITORY / "configs" / "quickstart.yaml", options.device)
     predictor = subject.predictor
-    _require_generator(subject)
+    frames = _generated_frames(subject)
     _apply(options, predictor)
     words = _words(options, predictor)  # refused before the work begins
     folder = results_folder(options.out, subject.folder / "generated" / subject.name)
     print(f"model: {subject.title}", flush=True)
     columns = options.count * len(options.seeds)
-    clips = torch.stack(list(_samples(options, subject, words)))  # (rows * columns, T, 3, H, W)
+    clips = torch.stack(list(_samples(options, subject, words, frames)))  # (rows * columns, T, 3, H, W)
     paths = save_clip_grid(folder, "samples", clips, FPS, columns=None if len(words) == 1 else columns)
     for row, clip in enumerate(clips if options.save_each else ()):
         paths += save_clip_grid(folder, f"row_{row // columns:03d}_column_{row % columns:03d}", clip[None], FPS)
@@ -56,8 +57,10 @@ def main() -> int:
     return 0
 
 
-def _samples(options: argparse.Namespace, subject: Subject, words: list[Optional[str]]) -> Iterator[Tensor]:
-    """Every sample (T, 3, H, W) uint8, row by row."""
+def _samples(
+    options: argparse.Namespace, subject: Subject, words: list[Optional[str]], frames: int
+) -> Iterator[Tensor]:
+    """Every sample (T, 3, H, W) uint8, T = `frames`, row by row."""
     wanted = [(word, seed, draw) for word in words for seed in options.seeds for draw in range(options.count)]
     made: dict[int, Tensor] = {}
     with tqdm(total=len(wanted), desc="sampling", unit="sample") as bar:
@@ -67,7 +70,7 @@ def _samples(options: argparse.Namespace, subject: Subject, words: list[Optional
                 some = places[start : start + options.batch_size]
                 clips = subject.predictor.generate(
                     subject.data.height, subject.data.width, torch.tensor([wanted[place][2] for place in some]), seed,
-                    condition=_condition(options, [wanted[place][0] for place in some]),
+                    condition=_condition(options, [wanted[place][0] for place in some]), num_frames=frames,
                 )  # fmt: skip
                 made |= dict(zip(some, clips))
                 bar.update(len(some))
@@ -95,12 +98,16 @@ def _words(options: argparse.Namespace, predictor: Predictor) -> list[Optional[s
     return list(words)
 
 
-def _require_generator(subject: Subject) -> None:
-    if "unconditional" not in trained_tasks(subject.conditioning):
+def _generated_frames(subject: Subject) -> int:
+    """Of the clips that the model learnt to draw from nothing, 1 for pictures."""
+    data = subject.data
+    frames = generated_frames(subject.conditioning, data.num_frames, getattr(data, "has_images", False))
+    if not frames:
         raise UserError(
             f"conditioning.scheme {subject.conditioning.scheme}: this model was never trained without given frames, so "
             "it cannot draw from nothing; continue a video with tools/predict.py, or train with scheme unconditional"
         )
+    return frames
 
 
 def _apply(options: argparse.Namespace, predictor: Predictor) -> None:

@@ -23,7 +23,7 @@ import jsonargparse
 import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
-from vidpred.conditioning import ConditionConfig, ConditioningConfig, trained_tasks
+from vidpred.conditioning import ConditionConfig, ConditioningConfig, generated_frames
 from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
@@ -168,7 +168,7 @@ class Config(RunConfig):
                 f"training.visualize_prompts: condition.kinds is {list(self.condition.kinds)}; add text or class, or "
                 "leave the prompts out"
             )
-        if "unconditional" not in trained_tasks(self.conditioning):
+        if not generated_frames(self.conditioning, self.data.num_frames, getattr(self.data, "has_images", False)):
             raise UserError(
                 f"training.visualize_prompts: conditioning.scheme {self.conditioning.scheme} never trains to draw "
                 "clips from nothing; use unconditional or random (also in a mixture), or leave the prompts out"

@@ -13,7 +13,14 @@ from vidpred import distributed, random_streams
 from vidpred.assembly.conditions import settle_conditions
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
-from vidpred.conditioning import Conditioner, condition_shape, evaluation_roles, trained_tasks, training_roles
+from vidpred.conditioning import (
+    Conditioner,
+    condition_shape,
+    evaluation_roles,
+    generated_frames,
+    trained_tasks,
+    training_roles,
+)
 from vidpred.configuration import Config
 from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
 from vidpred.denoiser import Denoiser
@@ -99,7 +106,9 @@ def _prompts(config: Config, predictor: Predictor) -> PromptPictures:
     words = tuple(config.training.visualize_prompts)
     if words:
         predictor.prompts(words)  # a class that is not known is refused now
-    return PromptPictures(words, config.data.height, config.data.width, config.evaluation.batch_size, config.seed)
+    data = config.data
+    frames = generated_frames(config.conditioning, data.num_frames, getattr(data, "has_images", False))
+    return PromptPictures(words, data.height, data.width, config.evaluation.batch_size, config.seed, frames)
 
 
 def build_predictor(

@@ -7,7 +7,13 @@ from vidpred.conditioning.condition_config import KINDS, ConditionConfig, TextCo
 from vidpred.conditioning.conditioner import Conditioner
 from vidpred.conditioning.config import SCHEMES, TASKS, ConditioningConfig, TaskName
 from vidpred.conditioning.embedders import EMBEDDERS, ConditionedNetwork, condition_shape
-from vidpred.conditioning.schemes import evaluation_roles, prediction_roles, trained_tasks, training_roles
+from vidpred.conditioning.schemes import (
+    evaluation_roles,
+    generated_frames,
+    prediction_roles,
+    trained_tasks,
+    training_roles,
+)
 from vidpred.conditioning.text import TEXT_ENCODERS, TextEncoder
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "condition_shape",
     "evaluation_roles",
     "prediction_roles",
+    "generated_frames",
     "trained_tasks",
     "training_roles",
 ]

@@ -36,6 +36,14 @@ def trained_tasks(config: ConditioningConfig) -> tuple[str, ...]:
     return tuple(task for task in TASKS if task in trained)
 
 
+def generated_frames(config: ConditioningConfig, num_frames: int, has_images: bool) -> int:
+    """Frames of the clips that a model learns to draw from nothing: `num_frames`, those of its training clips; 1 where
+    only the images that it is trained on besides (`has_images`) have no given frame; 0: it never learns to."""
+    if "unconditional" in trained_tasks(config):
+        return num_frames
+    return 1 if has_images else 0
+
+
 def training_roles(config: ConditioningConfig) -> FrameRoles:
     """The configured mixture of schemes."""
     names, probabilities = zip(*config.mixture().items())

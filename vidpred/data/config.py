@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, ClassVar, Literal, Optional
 
 from vidpred import errors
 from vidpred.data.clips import ClipDataset
@@ -22,6 +22,8 @@ def require(condition: bool, key: str, message: str) -> None:
 class ClipConfig:
     """Fields of every kind of data: how a clip is cut from an item."""
 
+    has_images: ClassVar[bool] = False
+    """Whether training has images beside the clips, of which nothing is given."""
     kind: str = "clips"
     """Which kind of data: video_folder, frame_folder, arrays, image_folder, mnist, picture, shapes, moving_digits,
     pushed_shapes, mixture, or one that you registered."""

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, Optional, Union
+from typing import Any, Callable, ClassVar, Dict, Iterable, Iterator, Optional, Union
 
 import jsonargparse
 import numpy as np
@@ -35,6 +35,7 @@ OF_VIDEOS = {  # what of the common settings means nothing for one frame
 class MixtureConfig(ClipConfig):
     """Videos, and images beside them: both are trained on, the videos are validated and evaluated."""
 
+    has_images: ClassVar[bool] = True
     kind: str = "mixture"
     videos: Dict[str, Any] = field(default_factory=dict)
     """The first source, any kind of data with its keys, such as {kind: video_folder, root: /my/videos}. Common keys

@@ -14,13 +14,14 @@ from vidpred.video_io import save_clip_grid
 @dataclass(frozen=True)
 class PromptPictures:
     """prompts: texts, or class names. height, width: of the pictures. batch_size: clips that a process draws at once.
-    seed: of the noise, which is that of the prompt's place."""
+    seed: of the noise, which is that of the prompt's place. num_frames: of each clip, 1 for pictures."""
 
     prompts: tuple[str, ...]
     height: int
     width: int
     batch_size: int
     seed: int
+    num_frames: int
 
     def save(self, predictor: Predictor, folder: Path, num_steps: int, fps: float) -> list[Path]:
         """Draws them, shared over ranks, which must all call it; rank 0 writes prompts.png, or .gif and .mp4, in the
@@ -41,7 +42,7 @@ class PromptPictures:
             clips = predictor.generate(
                 self.height, self.width, torch.tensor(numbers), self.seed,
                 condition=predictor.prompts([self.prompts[number] for number in numbers]),
-                num_inference_steps=num_steps, purpose="prompts",
+                num_frames=self.num_frames, num_inference_steps=num_steps, purpose="prompts",
             )  # fmt: skip
             rows += zip(numbers, clips)
         return rows
