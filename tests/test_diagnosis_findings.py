@@ -15,6 +15,7 @@ from vidpred.diagnosis.diagnose import diagnose_clips, level_measures
 from vidpred.diagnosis.findings import frame_findings, sampling_findings, weight_findings
 from vidpred.diagnosis.inference import check_inference
 from vidpred.diagnosis.measurement import latent_figures, one_step_errors, sampling_steps, weight_figures
+from vidpred.diagnosis.records import StepRow
 from vidpred.diffusion import (
     ClipBoundConfig,
     NoiseSchedule,
@@ -213,6 +214,17 @@ def test_wrong_noise_in_the_state_is_named(tmp_path):
     figures = latent_figures(subject.predictor.calibration, latents)
     found = {finding.name: finding for finding in sampling_findings(rows, figures)}
     assert "is 0.00 of its expectation" in found["eps_norm_off"].evidence
+
+
+def test_levels_of_another_variance_are_judged_as_those_of_one():
+    """EDM: x = x0 + sigma eps, so that alpha is 1 at every level."""
+    figures = latent_figures(LatentCalibration(3), torch.randn(4, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    noisy = StepRow(0, 1.0, 80.0, (-300.0, 300.0), (-60.0, 60.0), 0.0, 0.98)
+    assert list(sampling_findings([noisy], figures)) == []
+    late = dataclasses.replace(noisy, sigma=0.5)
+    assert [finding.name for finding in sampling_findings([late], figures)] == ["x0_explodes"]
+    silent = dataclasses.replace(noisy, x0=(-2.0, 2.0), eps_norm=0.1)
+    assert [finding.name for finding in sampling_findings([silent], figures)] == ["eps_norm_off"]
 
 
 def test_figures_of_weights_and_their_average():

@@ -10,6 +10,7 @@ from vidpred.diagnosis import subject_from_checkpoint
 from vidpred.diagnosis.curve import MOST, LossCurve
 from vidpred.diagnosis.record import CLIPS, read_history, record_capacity, weight_sample
 from vidpred.diagnosis.record_measures import record_measures
+from vidpred.diagnosis.subject import recorded_clips
 
 
 def test_the_curve_keeps_every_loss_in_few_points():
@@ -55,7 +56,9 @@ def test_a_checkpoint_holds_what_training_saw_and_inference_repeats_it(tmp_path,
     assert torch.equal(record.latents, subject.predictor.autoencoder.encode(record.frames))
     assert torch.allclose(record.calibrated, subject.predictor.encode(record.frames))
     assert torch.equal(history.raw, weight_sample(subject.weights)) and not torch.equal(history.raw, history.start)
-    read_now = dict(zip(record.names, record.frames))
+    now = recorded_clips(subject)
+    assert tuple(now.names) == record.names and torch.equal(now.frames, record.frames)
+    read_now = dict(zip(now.names, now.frames))
     measures, _ = record_measures(subject, record, read_now)
     for name in ("pixels/difference", "vae/difference", "calibration/difference", "schedule/difference"):
         assert measures[name] < 1e-6, name

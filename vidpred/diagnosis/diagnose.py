@@ -20,7 +20,7 @@ from vidpred.diagnosis.record_measures import record_measures
 from vidpred.diagnosis.records import LatentFigures, LevelRow
 from vidpred.diagnosis.rollout_measures import rollout_measures
 from vidpred.diagnosis.rules import judge
-from vidpred.diagnosis.subject import Subject, diagnosed_clips, subject_from_checkpoint, training_clips
+from vidpred.diagnosis.subject import Subject, diagnosed_clips, recorded_clips, subject_from_checkpoint, training_clips
 from vidpred.diagnosis.weight_measures import curve_measures, weight_measures
 from vidpred.files import write_json
 
@@ -79,12 +79,13 @@ def diagnose_clips(subject: Subject, examined: ClipBatch) -> Diagnosis:
     measures, notes = weight_measures(subject), {}
     points = subject.history.curve.points if subject.history else []
     measures |= curve_measures(points) if subject.history else {}
-    measures |= _data(subject, examined)
+    recorded = recorded_clips(subject)
+    measures |= _data(subject, examined, recorded)
     measures["record/present"] = float(subject.history is not None and subject.history.record is not None)
     levels, chain, latents = [], None, None
     if not measures["weights/not_finite"]:
         if measures["record/present"]:
-            read_now = dict(zip(examined.names, examined.frames))
+            read_now = {} if recorded is None else dict(zip(recorded.names, recorded.frames))
             found, notes = record_measures(subject, subject.history.record, read_now)
             measures |= found
         found, levels, chain, latents = _predictions(subject, examined)
@@ -94,8 +95,8 @@ def diagnose_clips(subject: Subject, examined: ClipBatch) -> Diagnosis:
     )
 
 
-def _data(subject: Subject, examined: ClipBatch) -> dict[str, float]:
-    """Of training clips, as training draws them, and of validation clips; and whether the recorded ones moved."""
+def _data(subject: Subject, examined: ClipBatch, recorded: Optional[ClipBatch]) -> dict[str, float]:
+    """Of training clips, as training draws them, and of validation clips; and how much those of the record move now."""
     if subject.data is None:
         return data_measures(examined.frames, examined.names)
     training = training_clips(subject, TRAINING_CLIPS)
@@ -107,7 +108,8 @@ def _data(subject: Subject, examined: ClipBatch) -> dict[str, float]:
             found[f"data/val_{name}"] = of_validation[f"data/{name}"]
     record = subject.history.record if subject.history else None
     if record is not None and record.frames.shape[1] > 1:
-        found["data/motion_over_recorded"] = _typical_motion(examined.frames) / max(_typical_motion(record.frames), STILL)
+        now = _typical_motion((recorded or examined).frames[:, : record.frames.shape[1]])
+        found["data/motion_over_recorded"] = now / max(_typical_motion(record.frames), STILL)
     return found
 
 

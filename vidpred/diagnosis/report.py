@@ -67,6 +67,8 @@ def _weight_lines(measures: dict[str, float]) -> Iterator[str]:
         yield f"EMA: norm {measures['ema/norm']:.6g}, |EMA - raw| / |raw| {distance:.4g}, updates {updates}"
     if not measures["record/present"]:
         yield "record of training: none, so inference is not compared with it"
+    elif measures.get("pixels/compared") == 0:
+        yield "recorded clips: the data hold none of them now, so what is read is not compared with what training read"
 
 
 def _latent_lines(figures: LatentFigures, clips: int) -> Iterator[str]:

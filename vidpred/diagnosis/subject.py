@@ -101,6 +101,25 @@ def diagnosed_clips(subject: Subject, count: int) -> ClipBatch:
     return _read(subject, dataset, evenly_spaced_clips(dataset, count), diagnosed_roles(subject.conditioning))
 
 
+def recorded_clips(subject: Subject) -> Optional[ClipBatch]:
+    """The validation clips of the training's record as they are read now: those of its numbers that there still are
+    and that can be read; None where there is none, or no record."""
+    record = subject.history.record if subject.history else None
+    if record is None or subject.data is None:
+        return None
+    dataset = build_dataset(subject.data, "val", subject.seed)
+    items = len(dataset)
+    numbers = [
+        number for number in record.draws.tolist() if items and number // items < dataset.num_windows(number % items)
+    ]
+    if not numbers:
+        return None
+    timeout = getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout)
+    roles = prediction_roles(subject.conditioning.context_frames)
+    read = list(evaluation_batches(dataset, numbers, len(numbers), roles, timeout=timeout))
+    return read[0][0].first(int(read[0][1].sum())) if read else None
+
+
 def training_clips(subject: Subject, count: int) -> ClipBatch:
     """`count` training clips, or one of each item if there are fewer, in random windows as training draws them."""
     dataset = build_dataset(subject.data, "train", subject.seed)
