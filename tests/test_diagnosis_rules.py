@@ -106,7 +106,12 @@ def test_a_cause_hides_its_consequences():
     everything_downstream = {**FAULTS["loss_plateau"], **FAULTS["rollout_drift"], **FAULTS["data_shuffled"]}
     assert names(**FAULTS["wrong_vae"], **everything_downstream) == ["wrong_vae"]
     assert names(**everything_downstream) == ["data_shuffled"]
-    assert names(**FAULTS["loss_plateau"], **FAULTS["rollout_drift"]) == ["rollout_drift"]
+
+
+def test_a_loss_that_stands_still_at_a_high_rate_is_the_cause_of_drift():
+    still = {**FAULTS["loss_plateau"], **FAULTS["rollout_drift"]}
+    assert names(**still) == ["loss_plateau"]
+    assert names(**{**still, "curve/rate_end_over_peak": 0}) == ["rollout_drift"]
 
 
 def test_what_was_not_measured_accuses_nobody():

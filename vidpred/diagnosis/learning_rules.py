@@ -116,6 +116,8 @@ def learning(m: Known) -> Iterator[Finding]:
         yield _untrained(m, evidence)
     elif room and _rising(m) and (hardly or poor or _unfinished(m, skill)):
         yield _undertrained(m, evidence)
+    elif room and hardly and _flat(m):
+        yield _plateau(m, evidence)
     elif _drifts(m):
         yield _drift(m)
     elif room and (hardly or poor and _flat(m)):
@@ -168,7 +170,7 @@ def _drift(m: Known) -> Finding:
     return Finding(
         "serious",
         "rollout_drift",
-        f"by the fourth window the mean of a channel has moved by at least {m['rollout/shift']:.2f} deviations, its "
+        f"from the first to the fourth window the mean of a channel has moved by at least {m['rollout/shift']:.2f} deviations, its "
         f"contrast by a factor of at least {m['rollout/contrast']:.2f} (three standard errors taken off), and "
         f"{100 * m['rollout/outside']:.0f} % more values have left [0, 1]",
         "every window passes a small error on to the next",

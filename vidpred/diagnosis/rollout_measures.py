@@ -16,7 +16,7 @@ SURE = 3.0  # standard errors
 
 
 def rollout_measures(predictor: Predictor, latents: Tensor, clips: ClipBatch, seed: int) -> dict[str, float]:
-    """`rollout/*`, of the last window against the given frames, beyond what true clips come to in as many windows.
+    """`rollout/*`, of the last window against the first one, beyond what true clips come to in as many windows.
 
     Of each channel the part that is sure counts, and the channel where it is largest. Nothing of models that want an
     action for each frame, of which there are none beyond the clips.
@@ -33,18 +33,19 @@ def rollout_measures(predictor: Predictor, latents: Tensor, clips: ClipBatch, se
         return {"rollout/finite": 0.0}
     if not bool(frames.isfinite().all()):
         return {"rollout/finite": 0.0}
-    start, last = _moments(latents[:, :known]), _moments(frames[:, -horizon:])
-    true = _moments(latents[:, known:])
+    first, last = _moments(frames[:, :horizon]), _moments(frames[:, -horizon:])
+    given, true = _moments(latents[:, :known]), _moments(latents[:, known:])
     videos = count_of_videos(clips.names)
     shift, contrast = (
-        sure_part(then - now, WINDOWS * (real - now), videos) for now, then, real in zip(start, last, true)
+        sure_part(then - now, (WINDOWS - 1) * (after - before), videos)
+        for now, then, before, after in zip(first, last, given, true)
     )
-    first, last = (_outside(predictor.decode(part)) for part in (frames[:, :horizon], frames[:, -horizon:]))
+    outside = [_outside(predictor.decode(part)) for part in (frames[:, :horizon], frames[:, -horizon:])]
     return {
         "rollout/finite": 1.0,
         "rollout/shift": shift,  # of a channel's mean, in deviations of the data
         "rollout/contrast": math.exp(contrast),  # of a channel's deviation, as a factor above 1, whichever way
-        "rollout/outside": last - first,  # share of the decoded values
+        "rollout/outside": outside[1] - outside[0],  # share of the decoded values
     }
 
 
