@@ -1,13 +1,18 @@
 """Classes, texts and actions on their way into a network: null conditions, padding, any script, all used."""
 
+import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vidpred.conditioning import ConditionConfig, Conditioner, TextConfig, condition_shape
+from vidpred.conditioning import clip_text
+from vidpred.conditioning.clip_text import ClipTextEncoder
 from vidpred.conditioning.text import ByteTextEncoder
 from vidpred.conditions import Condition, ConditionBatch, ConditionShape
 from vidpred.errors import UserError
@@ -285,6 +290,69 @@ def test_clip_that_cannot_be_loaded_is_one_line(tmp_path, clip_folder):
     with pytest.raises(UserError, match="condition.text.model: '.*empty' cannot be loaded") as raised:
         Conditioner(clip_config(tmp_path / "empty"))
     assert "\n" not in str(raised.value)
+
+
+def damaged(folder, tmp_path, change):
+    """A copy of a CLIP folder whose weights went through `change`."""
+    copy = shutil.copytree(folder, tmp_path / "damaged")
+    tensors = change(load_file(copy / "model.safetensors"))
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    return copy
+
+
+def test_clip_without_all_of_its_weights_is_refused(tmp_path, clip_folder):
+    copy = damaged(clip_folder, tmp_path, lambda tensors: {k: v for k, v in tensors.items() if "fc1.bias" not in k})
+    with pytest.raises(UserError, match="condition.text.model: .* is no complete text encoder of CLIP: 1 tensors .*fc1.bias"):
+        Conditioner(clip_config(copy))
+    (copy / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="condition.text.model: .* cannot be loaded"):
+        Conditioner(clip_config(copy))
+    shutil.copyfile(clip_folder / "model.safetensors", copy / "model.safetensors")
+    (copy / "config.json").write_text((copy / "config.json").read_text().replace('"intermediate_size": 16', '"intermediate_size": 8'))
+    with pytest.raises(UserError, match="condition.text.model") as raised:
+        Conditioner(clip_config(copy))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_image_tower_of_clip_may_be_there(tmp_path, clip_folder):
+    copy = damaged(clip_folder, tmp_path, lambda tensors: {**tensors, "vision_model.post_layernorm.bias": torch.ones(8)})
+    assert Conditioner(clip_config(copy)).config == dataclasses.replace(
+        Conditioner(clip_config(clip_folder)).config, text=Conditioner(clip_config(copy)).config.text
+    )
+
+
+def test_other_weights_of_clip_are_refused(tmp_path, clip_folder):
+    settled = Conditioner(clip_config(clip_folder)).config
+    assert len(settled.text.weights) == 64 and Conditioner(settled).config == settled
+    change = lambda tensors: {k: v + 1e-3 if "final_layer_norm.bias" in k else v for k, v in tensors.items()}
+    copy = damaged(clip_folder, tmp_path, change)
+    moved = dataclasses.replace(settled, text=dataclasses.replace(settled.text, model=str(copy)))
+    with pytest.raises(UserError, match="condition.text.weights: .* holds other weights .*condition.text.revision"):
+        Conditioner(moved)
+    save_file(load_file(clip_folder / "model.safetensors"), copy / "model.safetensors", {"format": "pt"})
+    Conditioner(moved)
+    assert Conditioner(config(["text"])).config.text.weights is None  # bytes: nothing is frozen
+
+
+def test_a_text_that_is_too_long_for_clip_is_told_once(clip_folder, caplog):
+    conditioner = Conditioner(clip_config(clip_folder))
+    conditioner(ConditionBatch(text=["abcde", "abcdef", "x" * 70]), 3, 1, CPU)  # 7 tokens with those of both ends
+    conditioner(ConditionBatch(text=["y" * 70]), 1, 1, CPU)
+    assert [record.message for record in caplog.records if "condition.text" in record.message] == [
+        "condition.text.model: only the first 7 of 8 tokens are read of 'abcdef', and of other long texts"
+    ]
+
+
+def test_the_features_that_are_kept_have_a_bound(clip_folder, monkeypatch):
+    encoder = ClipTextEncoder(str(clip_folder))
+    each = 7 * 8 * 4
+    monkeypatch.setattr(clip_text, "REMEMBERED_BYTES", 3 * each)
+    texts = [f"text {letter}" for letter in "abcde"]
+    features, _ = encoder.read(texts, CPU)
+    assert list(encoder._remembered) == texts[2:]
+    kept = {values.untyped_storage().data_ptr(): values.untyped_storage().nbytes() for values, _ in encoder._remembered.values()}
+    assert sum(kept.values()) == 3 * each
+    assert torch.equal(encoder.read(texts, CPU)[0], features) and list(encoder._remembered) == texts[2:]
 
 
 # Configuration ----------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from vidpred.conditioning import ConditionConfig
 from vidpred.configuration import Config
 from vidpred.data import ClipDataset
 from vidpred.errors import UserError, require
+from vidpred.registry import from_mapping
 
 logger = logging.getLogger(__name__)
 
 
 def settle_conditions(config: Config, clips: ClipDataset, before: Optional[Checkpoint]) -> None:
-    """Fills in `config.condition`: the class names and the scale of actions that the model is built for.
+    """Fills in `config.condition`: the class names, the scale of actions and the text encoder of the model.
 
     clips: of the training data. before: the checkpoint that the run goes on from, or whose weights begin it. Raises
     UserError where the data lack a kind, or the classes are not those of the configuration or of the checkpoint.
@@ -40,13 +41,21 @@ def settle_conditions(config: Config, clips: ClipDataset, before: Optional[Check
             "unset, or give the data that belong to the checkpoint",
         )
         condition = dataclasses.replace(condition, action_scale=tuple(scale))
+    if "text" in condition.kinds and not condition.text.weights and _same_encoder(condition, had):
+        text = dataclasses.replace(condition.text, weights=had.text.weights)
+        condition = dataclasses.replace(condition, text=text)
     config.condition = condition
 
 
 def _condition_of(checkpoint: Optional[Checkpoint]) -> ConditionConfig:
     """Of the run that a checkpoint belongs to."""
     values = (checkpoint.config if checkpoint else {}).get("condition", {})
-    return ConditionConfig(**{key: value for key, value in values.items() if key != "text"})
+    return from_mapping(ConditionConfig, values, f"{checkpoint.path}: condition" if checkpoint else "condition")
+
+
+def _same_encoder(now: ConditionConfig, before: ConditionConfig) -> bool:
+    """Its weights must then be the same too, wherever they are found."""
+    return (now.text.encoder, now.text.model) == (before.text.encoder, before.text.model)
 
 
 def _require_kinds(condition: ConditionConfig, clips: ClipDataset) -> None:

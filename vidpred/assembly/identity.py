@@ -17,6 +17,7 @@ FREE_KEYS = (
     *(f"data.{source}.{key}" for source in ("videos", "images") for key in ("root", "num_workers", "cache")),
     "autoencoder.frames_per_chunk", "autoencoder.half", "autoencoder.min_psnr", "network.activation_checkpointing",
     "condition.class_names", "condition.action_scale",  # compared with the data, where they are known
+    "condition.text.weights", "condition.text.revision",  # compared where the encoder is loaded
 )
 
 

@@ -117,6 +117,7 @@ def build_predictor(
     """An untrained predictor; the weights are a function of the seed."""
     # First: what a library draws while it loads its weights must not change those of the network.
     conditioner = Conditioner(config.condition) if config.condition.kinds else None
+    config.condition = conditioner.config if conditioner else config.condition  # with the text encoder's SHA-256
     torch.manual_seed(int(random_streams.host_generator(config.seed, "weights", 0).integers(2**63)))
     channels = autoencoder.latent_channels
     motion = MotionCompensation(config.diffusion.motion_radius)

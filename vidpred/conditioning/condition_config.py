@@ -1,7 +1,7 @@
 """The configuration section `condition`: what clips are generated from besides given frames."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Optional
 
 from vidpred.errors import require
 
@@ -21,6 +21,11 @@ class TextConfig:
     """bytes: transformer blocks."""
     model: str = "openai/clip-vit-large-patch14"
     """clip: a name on the Hugging Face hub, or a local folder; weights as safetensors."""
+    revision: Optional[str] = None
+    """clip: a branch, tag or commit on the hub. Not set: its main branch."""
+    weights: Optional[str] = None
+    """clip: SHA-256 of the encoder's weights; others are refused. Not set: those that are found; kept in the
+    checkpoint."""
 
     def __post_init__(self) -> None:
         at = "condition.text"

@@ -1,5 +1,6 @@
 """From names, texts and numbers to the tensors that a model takes as its condition."""
 
+import dataclasses
 from typing import Optional, Sequence
 
 import torch
@@ -15,12 +16,16 @@ SHOWN_CLASSES = 20
 
 
 class Conditioner:
-    """What is frozen of a model's conditions: the order of its classes, its way of reading texts."""
+    """What is frozen of a model's conditions: the order of its classes, its way of reading texts.
+
+    config: as given, and with it the SHA-256 of a frozen encoder's weights.
+    """
 
     def __init__(self, config: ConditionConfig):
-        self.config = config
         self._numbers = {name: number for number, name in enumerate(config.class_names)}
         self._encoder = TEXT_ENCODERS[config.text.encoder](config.text) if "text" in config.kinds else None
+        weights = self._encoder.weights if self._encoder else config.text.weights
+        self.config = dataclasses.replace(config, text=dataclasses.replace(config.text, weights=weights))
 
     def around(self, network: nn.Module) -> ConditionedNetwork:
         """The network with new embedders."""

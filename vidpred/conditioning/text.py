@@ -8,7 +8,7 @@ condition, so a prompt that says nothing asks for nothing.
 import abc
 import logging
 import math
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class TextEncoder(abc.ABC):
-    """One way from texts to tokens."""
+    """One way from texts to tokens.
+
+    weights: SHA-256 of what is frozen of it and so not saved in checkpoints; None where nothing is.
+    """
+
+    weights: Optional[str] = None
+    _told = False
 
     @abc.abstractmethod
     def read(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -33,31 +39,30 @@ class TextEncoder(abc.ABC):
     def build_embedder(self, width: int) -> nn.Module:
         """The trained part: what `read` returns -> tokens (B, L + 1, W); the first one is there in every row."""
 
+    def tell_cut(self, key: str, text: str, whole: int, kept: int, unit: str) -> None:
+        """The first text that is longer than what is kept of it is named in the log; `key` of the configuration."""
+        if whole > kept and not self._told:
+            self._told = True
+            logger.warning(
+                "%s: only the first %d of %d %s are read of '%s', and of other long texts", key, kept, whole, unit, text[:60]
+            )
+
 
 class ByteTextEncoder(TextEncoder):
     """UTF-8 bytes, so any language and script, and a small transformer that is trained with the network."""
 
     def __init__(self, length: int, layers: int):
         self._length, self._layers = length, layers
-        self._told = False
 
     def read(self, texts: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
         rows = torch.zeros(len(texts), self._length, dtype=torch.int64)
         for row, text in zip(rows, texts):
             values = text.encode("utf-8", "surrogateescape")
-            self._tell(text, len(values))
+            self.tell_cut("condition.text.length", text, len(values), self._length, "bytes")
             kept = values[: self._length]
             row[: len(kept)] = torch.tensor(list(kept), dtype=torch.int64) + 1
         rows = to_device(rows, device)
         return rows, rows > 0
-
-    def _tell(self, text: str, length: int) -> None:
-        if length > self._length and not self._told:
-            self._told = True
-            logger.warning(
-                "condition.text.length: only the first %d of %d bytes are read of '%s', and of other long texts",
-                self._length, length, text[:60],
-            )  # fmt: skip
 
     def build_embedder(self, width: int) -> nn.Module:
         return ByteEmbedder(self._length, self._layers, width)
@@ -130,7 +135,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 def _clip(config: TextConfig) -> TextEncoder:
     from vidpred.conditioning.clip_text import ClipTextEncoder
 
-    return ClipTextEncoder(config.model)
+    return ClipTextEncoder(config.model, config.revision, config.weights)
 
 
 TEXT_ENCODERS: dict[str, Callable[[TextConfig], TextEncoder]] = {
