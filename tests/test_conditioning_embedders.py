@@ -302,20 +302,22 @@ def damaged(folder, tmp_path, change):
 
 def test_clip_without_all_of_its_weights_is_refused(tmp_path, clip_folder):
     copy = damaged(clip_folder, tmp_path, lambda tensors: {k: v for k, v in tensors.items() if "fc1.bias" not in k})
-    with pytest.raises(UserError, match="condition.text.model: .* is no complete text encoder of CLIP: 1 tensors .*fc1.bias"):
+    with pytest.raises(UserError, match="condition.text.model: .* is no complete text encoder .* 1 tensors .*fc1.bias"):
         Conditioner(clip_config(copy))
     (copy / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="condition.text.model: .* cannot be loaded"):
         Conditioner(clip_config(copy))
     shutil.copyfile(clip_folder / "model.safetensors", copy / "model.safetensors")
-    (copy / "config.json").write_text((copy / "config.json").read_text().replace('"intermediate_size": 16', '"intermediate_size": 8'))
+    sizes = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(sizes.replace('"intermediate_size": 16', '"intermediate_size": 8'))
     with pytest.raises(UserError, match="condition.text.model") as raised:
         Conditioner(clip_config(copy))
     assert "\n" not in str(raised.value)
 
 
 def test_the_image_tower_of_clip_may_be_there(tmp_path, clip_folder):
-    copy = damaged(clip_folder, tmp_path, lambda tensors: {**tensors, "vision_model.post_layernorm.bias": torch.ones(8)})
+    more = {"vision_model.post_layernorm.bias": torch.ones(8)}
+    copy = damaged(clip_folder, tmp_path, lambda tensors: {**tensors, **more})
     assert Conditioner(clip_config(copy)).config == dataclasses.replace(
         Conditioner(clip_config(clip_folder)).config, text=Conditioner(clip_config(copy)).config.text
     )
@@ -350,8 +352,7 @@ def test_the_features_that_are_kept_have_a_bound(clip_folder, monkeypatch):
     texts = [f"text {letter}" for letter in "abcde"]
     features, _ = encoder.read(texts, CPU)
     assert list(encoder._remembered) == texts[2:]
-    kept = {values.untyped_storage().data_ptr(): values.untyped_storage().nbytes() for values, _ in encoder._remembered.values()}
-    assert sum(kept.values()) == 3 * each
+    assert [values.untyped_storage().nbytes() for values, _ in encoder._remembered.values()] == [each] * 3
     assert torch.equal(encoder.read(texts, CPU)[0], features) and list(encoder._remembered) == texts[2:]
 
 

@@ -166,6 +166,7 @@ def test_templates_that_are_not_possible(root, changes, line):
     ('["cat/a.mp4"]', 'line 4 has no text "file_name"'),
     ('{"text": "x"}', 'line 4 has no text "file_name"'),
     ('{"file_name": "cat/a.mp4", "text": "again"}', "line 4 is the second one of cat/a.mp4"),
+    ('{"file_name": "./cat/a.mp4", "text": "again"}', "line 4 is the second one of cat/a.mp4"),
 ])  # fmt: skip
 def test_a_list_of_texts_that_cannot_be_read(root, line, error):
     path = root / "metadata.jsonl"
@@ -173,6 +174,16 @@ def test_a_list_of_texts_that_cannot_be_read(root, line, error):
     with pytest.raises(UserError, match=error) as raised:
         videos(root, captions="metadata")
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_half_of_a_character_is_refused_with_its_file(root):
+    path = root / "metadata.jsonl"
+    lines = path.read_text(encoding="utf-8")
+    path.write_text(lines.replace("a cat!", "\\ud83d\\udc31 a cat \\ud83d"), encoding="utf-8")
+    with pytest.raises(UserError, match="cat/a.mp4 has half of a character in its line of .*metadata.jsonl"):
+        videos(root, captions="metadata")
+    path.write_text(lines.replace("a cat!", "\\ud83d\\udc31 a cat"), encoding="utf-8")
+    assert by_name(videos(root, captions="metadata"))["cat/a.mp4"].text == "🐱 a cat"
 
 
 def test_a_missing_text_is_an_error_that_names_the_file(root):
@@ -212,6 +223,14 @@ def break_file(path, rows):
     np.savetxt(path, rows, delimiter=",")
 
 
+def flip_bytes(path, rows, place):
+    """A compressed archive of `rows`, damaged from the byte `place` on."""
+    np.savez_compressed(path, actions=rows)
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = bytes(value ^ 0xFF for value in data[place : place + 40])
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize("damage, error", [
     (lambda root: (root / "dog/c.csv").unlink(), "dog/c.mp4 has no dog/c.npy, .npz or .csv beside it"),
     (lambda root: np.save(root / "dog/c.npy", np.ones((FRAMES, 2))), "dog/c.mp4 has both dog/c.npy and dog/c.csv"),
@@ -221,6 +240,11 @@ def break_file(path, rows):
     (lambda root: (root / "dog/c.csv").write_text("left,right\n"), "c.csv: cannot be read"),
     (lambda root: np.save(root / "cat/a.npy", np.ones(FRAMES)), r"a.npy: holds float64 \(12,\), not one row"),
     (lambda root: np.save(root / "cat/a.npy", np.array([{}] * FRAMES)), "a.npy: cannot be read"),
+    (lambda root: np.save(root / "cat/a.npy", np.full((FRAMES, 2), 1j)), r"a.npy: holds complex128 \(12, 2\), not one"),
+    (lambda root: np.save(root / "cat/a.npy", np.full((FRAMES, 2), 1e39)), "a.npy: has values that are not finite"),
+    (lambda root: flip_bytes(root / "cat/b.npz", np.random.rand(FRAMES, 2), 60), "b.npz: cannot be read"),
+    (lambda root: flip_bytes(root / "cat/b.npz", np.random.rand(FRAMES, 2), -40), "b.npz: cannot be read"),
+    (lambda root: (root / "cat/b.npz").write_bytes(b"PK\x03\x04" + bytes(60)), "b.npz: cannot be read"),
     (lambda root: np.savez(root / "cat/b.npz", a=np.ones(2), b=np.ones(2)), "b.npz: cannot be read: holds 2 arrays"),
 ])  # fmt: skip
 def test_actions_that_are_not_there_or_not_possible(root, damage, error):

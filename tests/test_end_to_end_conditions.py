@@ -1,5 +1,6 @@
 """Classes, texts and actions through the commands that a user calls, on pushed shapes, which have all three."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -14,10 +15,12 @@ from PIL import Image
 
 from vidpred import range_checks
 from vidpred.assembly import train
+from vidpred.assembly.conditions import settle_conditions
 from vidpred.checkpoint_store import read_checkpoint
+from vidpred.conditioning import TextConfig
 from vidpred.conditions import ConditionBatch
 from vidpred.configuration import load_config
-from vidpred.data import pushed_scene
+from vidpred.data import build_dataset, pushed_scene
 from vidpred.errors import UserError
 from vidpred.prediction import load_predictor
 from vidpred.video_io import write_video
@@ -146,9 +149,28 @@ def test_dropout_changes_what_is_trained_and_is_a_function_of_the_seed(tmp_path,
     (("--condition.kinds", "[class]"), "condition.kinds: is"),
 ])  # fmt: skip
 def test_a_resume_with_other_conditions_is_refused(run, more, error):
+    saved = (run / "config.yaml").read_text()
     with pytest.raises(UserError, match=error) as raised:
         train_pushed(run.parent, "--training.num_steps", "6", *more)
     assert "\n" not in str(raised.value)
+    assert (run / "config.yaml").read_text() == saved
+
+
+def test_a_resume_asks_for_the_text_encoder_that_it_was_trained_with(run):
+    checkpoint = read_checkpoint(run)
+    text = {**checkpoint.config["condition"]["text"], "encoder": "clip", "model": "some/clip"}
+    condition = {**checkpoint.config["condition"], "text": {**text, "weights": "ab" * 32}}
+    before = dataclasses.replace(checkpoint, config={**checkpoint.config, "condition": condition})
+    config = load_config(arguments(run.parent))
+    clips = build_dataset(config.data, "train", config.seed)
+    for model, weights in (("some/clip", "ab" * 32), ("other/clip", None)):
+        asked = dataclasses.replace(config.condition, text=TextConfig(encoder="clip", model=model))
+        settled = dataclasses.replace(config, condition=asked)
+        settle_conditions(settled, clips, before)
+        assert settled.condition.text.weights == weights
+    strange = dataclasses.replace(checkpoint, config={"condition": {**condition, "colour": 3}})
+    with pytest.raises(UserError, match="condition.colour: unknown key"):
+        settle_conditions(config, clips, strange)
 
 
 def test_weights_begin_a_run_of_the_same_classes_alone(tmp_path, run):

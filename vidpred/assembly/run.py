@@ -29,9 +29,11 @@ def train(config: RunConfig) -> RunOutcome:
         checkpoint = latest_checkpoint(store)
         if checkpoint is not None:
             require_same_run(config, checkpoint)
-        _save_resolved(config, folder)
+        else:
+            _save_resolved(config, folder)
         task = TASK_BUILDERS[type(config)](config, folder, device, checkpoint)
-        _save_resolved(config, folder)  # with what the data told: classes, the scale of actions
+        # With what the data told: classes, the scale of actions. A resume that is refused leaves the file as it was.
+        _save_resolved(config, folder)
         resolved, step = config.resolved(), checkpoint.step if checkpoint else 0
         loggers = build_loggers(config.logging, config.wandb, folder, config.name, resolved, step)
         trainer = Trainer(

@@ -44,8 +44,9 @@ class TextEncoder(abc.ABC):
         if whole > kept and not self._told:
             self._told = True
             logger.warning(
-                "%s: only the first %d of %d %s are read of '%s', and of other long texts", key, kept, whole, unit, text[:60]
-            )
+                "%s: only the first %d of %d %s are read of '%s', and of other long texts",
+                key, kept, whole, unit, text[:60],
+            )  # fmt: skip
 
 
 class ByteTextEncoder(TextEncoder):

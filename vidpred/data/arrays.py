@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from vidpred.data.clips import ClipError
+from vidpred.data.clips import DAMAGES, ClipError
 from vidpred.data.config import DATASETS, FolderConfig, require
 from vidpred.data.folders import build_split, find_files
 from vidpred.data.probing import Thumbnails
@@ -77,7 +77,7 @@ def _load_numpy(path: str, key: Optional[str], stamp: tuple[int, ...]) -> np.nda
                 if name in archive.files
             }
             return archive[_choose(shapes, key)]
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, *DAMAGES) as error:
         raise ClipError(f"cannot be read: {error}") from error
 
 

@@ -5,6 +5,8 @@ Frame times are in units of the clip's frame interval and begin at 0.
 """
 
 import abc
+import zipfile
+import zlib
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Mapping, Optional
@@ -15,6 +17,10 @@ from torch import Tensor
 
 from vidpred.conditions import ClipConditions, ConditionBatch
 from vidpred.frame_roles import GIVEN
+
+
+# What a damaged .npz file raises, besides OSError, ValueError and EOFError.
+DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 class ClipError(Exception):

@@ -15,7 +15,7 @@ import torch
 
 from vidpred import distributed
 from vidpred.conditions import ClipConditions, actions_at
-from vidpred.data.clips import ClipError
+from vidpred.data.clips import DAMAGES, ClipError
 from vidpred.data.config import FolderConfig
 from vidpred.data.sources import Source
 from vidpred.errors import UserError
@@ -133,9 +133,10 @@ def read_metadata(root: Path) -> dict[str, dict[str, Any]]:
         name = values.get("file_name") if isinstance(values, dict) else None
         if not isinstance(name, str):
             raise UserError(f'{path}: line {number} has no text "file_name"; write {{"file_name": ..., "text": ...}}')
+        name = name.removeprefix("./")
         if name in rows:
             raise UserError(f"{path}: line {number} is the second one of {name}; keep one")
-        rows[name.removeprefix("./")] = values
+        rows[name] = values
     return rows
 
 
@@ -150,6 +151,9 @@ def _texts(root: Path, captions: str, names: list[str]) -> dict[str, str]:
         if not isinstance(text, str):
             lacks = 'has no text "text" in its line of' if row else "has no line in"
             raise UserError(f"data.captions: {name} {lacks} {root / METADATA}; add it, or set captions none")
+        # JSON can write half of a character (\ud83d), which no encoding of text can.
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UserError(f"data.captions: {name} has half of a character in its line of {root / METADATA}; correct it")
         texts[name] = text
     return texts
 
@@ -212,15 +216,18 @@ def read_actions(path: Path, frames: Optional[int] = None) -> np.ndarray:
     """(N, A) float32 finite numbers of a side file; `frames` is what N must be. Raises ClipError, with the path."""
     try:
         rows = _load(path)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, *DAMAGES) as error:
         raise ClipError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if rows.ndim != 2 or rows.shape[1] == 0 or not np.issubdtype(rows.dtype, np.number):
+    real = np.issubdtype(rows.dtype, np.integer) or np.issubdtype(rows.dtype, np.floating)
+    if rows.ndim != 2 or rows.shape[1] == 0 or not real:
         raise ClipError(f"{path}: holds {rows.dtype} {rows.shape}, not one row of numbers for each frame")
     if frames is not None and len(rows) != frames:
         raise ClipError(f"{path}: has {len(rows)} rows, and its clip {frames} frames; write one row for each frame")
+    with np.errstate(over="ignore"):  # refused in the next line
+        rows = np.ascontiguousarray(rows, dtype=np.float32)
     if not np.isfinite(rows).all():
-        raise ClipError(f"{path}: has values that are not finite")
-    return np.ascontiguousarray(rows, dtype=np.float32)
+        raise ClipError(f"{path}: has values that are not finite numbers of 32 bits")
+    return rows
 
 
 def _load(path: Path) -> np.ndarray:

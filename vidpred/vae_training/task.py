@@ -97,7 +97,9 @@ class AutoencoderTask:
         if side is None:
             return batch
         free = np.array(batch.frames.shape[-2:]) - side
-        frames = batch.frames.new_empty((*batch.frames.shape[:3], side, side))
+        shape = (*batch.frames.shape[:3], side, side)
+        # Pinned as the batch is: else the copy to the device waits for it.
+        frames = torch.empty(shape, dtype=batch.frames.dtype, pin_memory=batch.frames.is_pinned())
         for clip, target, draw in zip(batch.frames, frames, batch.draws.tolist()):
             generator = random_streams.host_generator(self._seed, "vae crop", draw % (self._repeat_draws or draw + 1))
             places = generator.integers(free + 1, size=(len(clip), 2))
