@@ -190,7 +190,9 @@ class VaeConfig(RunConfig):
         if side is not None and side > smallest:
             raise UserError(f"vae.crop: {side} does not fit into frames of {smallest} pixels; lower it")
         if self.training.double_resolution_at:
-            raise UserError("training.double_resolution_at: is of video prediction; leave it out, and train on vae.crop")
+            raise UserError(
+                "training.double_resolution_at: is of video prediction; leave it out, and train on vae.crop"
+            )
         if self.training.visualize_prompts:
             raise UserError("training.visualize_prompts: a VAE knows no prompts; leave them out")
 

@@ -11,6 +11,7 @@ import torch
 
 from vidpred import distributed, random_streams
 from vidpred.assembly.conditions import settle_conditions
+from vidpred.assembly.loaders import loader_opener, validation_set
 from vidpred.autoencoders import Autoencoder, build_autoencoder, check_reconstruction
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
 from vidpred.conditioning import (
@@ -22,7 +23,7 @@ from vidpred.conditioning import (
     training_roles,
 )
 from vidpred.configuration import Config
-from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
+from vidpred.data import ClipDataset, build_dataset, evenly_spaced_clips, sample_clips
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis.record import read_history
 from vidpred.diffusion import MotionCompensation, NoiseSchedule, build_levels, build_parameterization, build_weight
@@ -33,14 +34,16 @@ from vidpred.prediction import LatentCalibration, Predictor, measure_calibration
 from vidpred.training import load_weights
 from vidpred.training.extra_losses import ExtraLosses
 from vidpred.training.prompt_pictures import PromptPictures
-from vidpred.training.video_prediction import ValidationSet, VideoPredictionTask
+from vidpred.training.video_prediction import VideoPredictionTask
 
 logger = logging.getLogger(__name__)
 
 CALIBRATION_CLIPS = 64
 
 
-def build_task(config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> VideoPredictionTask:
+def build_task(
+    config: Config, folder: Path, device: torch.device, checkpoint: Checkpoint | None
+) -> VideoPredictionTask:
     """Data, autoencoder, calibration and network of a run as one task."""
     fresh = checkpoint is None
     extra_losses = ExtraLosses.of(config.diffusion, config.seed)
@@ -57,8 +60,8 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     roles = training_roles(config.conditioning)
     evaluated = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)
     if config.evaluation.task not in trained_tasks(config.conditioning):
-        scheme = config.conditioning.scheme
-        logger.warning("evaluation.task: %s, which conditioning.scheme %s does not train", config.evaluation.task, scheme)
+        task, scheme = config.evaluation.task, config.conditioning.scheme
+        logger.warning("evaluation.task: %s, which conditioning.scheme %s does not train", task, scheme)
     if checkpoint is None:
         calibration = calibrate(config, train_clips, autoencoder, device)
     else:
@@ -68,14 +71,6 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
     predictor = build_predictor(config, autoencoder, calibration, device)
     if beginning is not None:
         load_weights(predictor.denoiser.network, beginning)
-
-    def open_loader(first_step: int) -> ClipLoader:
-        return training_loader(
-            train_clips, seed=config.seed, global_batch=config.training.batch_size,
-            accumulation=config.training.accumulation, first_step=first_step, frame_roles=roles,
-            num_workers=config.data.num_workers, timeout=config.data.decode_timeout, device_type=device.type,
-            repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
-        )
 
     evaluated_clips = val_clips
     if config.evaluation.num_frames is not None:
@@ -88,14 +83,10 @@ def build_task(config: Config, folder: Path, device: torch.device, checkpoint: C
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )
 
-    validation = ValidationSet(
-        val_clips, roles, config.training.validation_clips, config.training.visualize_clips,
-        batch_size=config.evaluation.batch_size, num_workers=config.data.num_workers,
-        timeout=config.data.decode_timeout,
-    )
     return VideoPredictionTask(
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
-        open_loader, validation, evaluate_on_validation,
+        loader_opener(config, train_clips, roles, device), validation_set(config, val_clips, roles),
+        evaluate_on_validation,
         run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
         shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor), extra_losses=extra_losses,
         reference=history.record if history else None,
@@ -168,7 +159,8 @@ def _require_fitting_grid(config: Config, autoencoder: Autoencoder) -> None:
         if size % (factor * smallest):
             raise UserError(
                 f"training.double_resolution_at: data.{key} {size}, divided by {smallest} in the first steps, is not a "
-                f"multiple of the autoencoder's down factor {factor}; give fewer steps, or a multiple of {factor * smallest}"
+                f"multiple of the autoencoder's down factor {factor}; give fewer steps, or a multiple of "
+                f"{factor * smallest}"
             )
 
 

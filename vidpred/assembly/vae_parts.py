@@ -9,15 +9,15 @@ import torch
 from torch import nn
 
 from vidpred import distributed, random_streams
+from vidpred.assembly.loaders import loader_opener, validation_set
 from vidpred.assembly.prediction_parts import CALIBRATION_CLIPS, require_multiple
 from vidpred.checkpoint_store import Checkpoint, read_checkpoint
 from vidpred.configuration import VaeConfig
-from vidpred.data import ClipDataset, ClipLoader, build_dataset, evenly_spaced_clips, sample_clips, training_loader
+from vidpred.data import ClipDataset, build_dataset, evenly_spaced_clips, sample_clips
 from vidpred.errors import UserError
 from vidpred.evaluation.judge import Judge
 from vidpred.frame_roles import all_unknown
 from vidpred.training import load_weights
-from vidpred.training.video_prediction import ValidationSet
 from vidpred.vae_training import VAES
 from vidpred.vae_training.discriminator import PatchDiscriminator
 from vidpred.vae_training.evaluation import ReconstructionResult, evaluate_reconstruction
@@ -28,7 +28,9 @@ from vidpred.vae_training.task import AutoencoderTask
 logger = logging.getLogger(__name__)
 
 
-def build_vae_task(config: VaeConfig, folder: Path, device: torch.device, checkpoint: Checkpoint | None) -> AutoencoderTask:
+def build_vae_task(
+    config: VaeConfig, folder: Path, device: torch.device, checkpoint: Checkpoint | None
+) -> AutoencoderTask:
     """Data, VAE, discriminator, metrics and floor of a run as one task."""
     fresh = checkpoint is None
     beginning = read_checkpoint(config.init_from, with_state=False) if fresh and config.init_from else None
@@ -44,15 +46,6 @@ def build_vae_task(config: VaeConfig, folder: Path, device: torch.device, checkp
         load_weights(network, beginning)
     judge = Judge(config.evaluation, device)
     judge.fit(config.data.height, config.data.width)
-    repeat_draws = config.training.batch_size if config.overfit_one_batch else None
-
-    def open_loader(first_step: int) -> ClipLoader:
-        return training_loader(
-            train_clips, seed=config.seed, global_batch=config.training.batch_size,
-            accumulation=config.training.accumulation, first_step=first_step, frame_roles=all_unknown,
-            num_workers=config.data.num_workers, timeout=config.data.decode_timeout, device_type=device.type,
-            repeat_draws=repeat_draws,
-        )
 
     @functools.cache
     def floor() -> PatchPca:
@@ -64,14 +57,11 @@ def build_vae_task(config: VaeConfig, folder: Path, device: torch.device, checkp
             num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
         )
 
-    validation = ValidationSet(
-        val_clips, all_unknown, config.training.validation_clips, config.training.visualize_clips,
-        batch_size=config.evaluation.batch_size, num_workers=config.data.num_workers,
-        timeout=config.data.decode_timeout,
-    )
     return AutoencoderTask(
-        network, discriminator, config.vae, judge, open_loader, validation, evaluate_on_validation,
-        run_folder=folder, seed=config.seed, repeat_draws=repeat_draws,
+        network, discriminator, config.vae, judge, loader_opener(config, train_clips, all_unknown, device),
+        validation_set(config, val_clips, all_unknown), evaluate_on_validation,
+        run_folder=folder, seed=config.seed,
+        repeat_draws=config.training.batch_size if config.overfit_one_batch else None,
     )
 
 

@@ -67,7 +67,9 @@ class IdentityConfig(AutoencoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.channels == 1 and self.pixel_norm != "centered":
-            raise UserError("autoencoder.pixel_norm: imagenet changes the colours' balance; use centered with channels 1")
+            raise UserError(
+                "autoencoder.pixel_norm: imagenet changes the colours' balance; use centered with channels 1"
+            )
 
 
 class MockAutoencoder(Autoencoder):

@@ -131,8 +131,8 @@ class FolderConfig(ClipConfig):
     """Sentences such as 'a picture of {}' that an item's text takes its place in: one is drawn for each training clip,
     evaluation has always the first. An empty text stays empty."""
     actions: bool = False
-    """An action for each frame: NAME.npy, NAME.npz (one array) or NAME.csv beside NAME.mp4, (frames, A) numbers; row i is
-    what is done between frames i - 1 and i. Of frames that a clip skips the actions are added up."""
+    """An action for each frame: NAME.npy, NAME.npz (one array) or NAME.csv beside NAME.mp4, (frames, A) numbers; row i
+    is what is done between frames i - 1 and i. Of frames that a clip skips the actions are added up."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -139,7 +139,8 @@ def build_split(
     if by_source and split_method(names, config) == "hash":
         by_name = split_by_hash(sorted(by_name), config)
     result.problems |= missing or {}
-    report = _judge(require_usable or (lambda source, split: allowed_starts(source, config)), root, len(wanted), by_name, result, ignored)
+    judge = require_usable or (lambda source, split: allowed_starts(source, config))
+    report = _judge(judge, root, len(wanted), by_name, result, ignored)
     _check_bad_fraction(report, config.max_bad_fraction)
     dataset = make(f"{root.name} ({split})", report.sources[split])
     dataset.report = report

@@ -34,7 +34,8 @@ class ImageFolderConfig(FolderConfig):
     color_jitter: float = 0.0
     """Brightness, contrast and saturation of training pictures vary by up to this part of themselves."""
     min_score: Optional[float] = None
-    """Train only on pictures with at least this score in root/metadata.jsonl; validation and test keep all of theirs."""
+    """Train only on pictures with at least this score in root/metadata.jsonl; validation and test keep all
+    of theirs."""
     score_column: str = "score"
     """The score's name in metadata.jsonl."""
 

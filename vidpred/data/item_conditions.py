@@ -153,7 +153,9 @@ def _texts(root: Path, captions: str, names: list[str]) -> dict[str, str]:
             raise UserError(f"data.captions: {name} {lacks} {root / METADATA}; add it, or set captions none")
         # JSON can write half of a character (\ud83d), which no encoding of text can.
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise UserError(f"data.captions: {name} has half of a character in its line of {root / METADATA}; correct it")
+            raise UserError(
+                f"data.captions: {name} has half of a character in its line of {root / METADATA}; correct it"
+            )
         texts[name] = text
     return texts
 

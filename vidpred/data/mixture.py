@@ -22,7 +22,7 @@ from vidpred.data.clips import Clip, ClipBatch, ClipDataset
 from vidpred.data.config import DATASETS, ClipConfig, require
 from vidpred.data.loading import ClipLoader
 from vidpred.errors import UserError
-from vidpred.frame_roles import UNKNOWN, FrameRoles
+from vidpred.frame_roles import FrameRoles, all_unknown
 
 IMAGE_STEPS = 2**40  # the draws of images begin here: no noise, level or window is that of a video
 SOURCES = ("videos", "images")
@@ -215,10 +215,6 @@ class MixedLoader:
         self._images.close()
 
 
-def _nothing_given(generator: np.random.Generator, num_frames: int) -> np.ndarray:
-    return np.full(num_frames, UNKNOWN, dtype=np.uint8)
-
-
 def training_loader(
     dataset: ClipDataset, *, first_step: int, accumulation: int, frame_roles: FrameRoles, **options: Any
 ) -> Union[ClipLoader, MixedLoader]:
@@ -229,7 +225,7 @@ def training_loader(
     done = dataset.steps.before(first_step)
     return MixedLoader(
         loading.training_loader(dataset.videos, first_step=first_step - done, frame_roles=frame_roles, **common),
-        loading.training_loader(dataset.images, first_step=IMAGE_STEPS + done, frame_roles=_nothing_given, **common),
+        loading.training_loader(dataset.images, first_step=IMAGE_STEPS + done, frame_roles=all_unknown, **common),
         lambda number: first_step + number // accumulation in dataset.steps,
     )
 

@@ -1,6 +1,7 @@
 """The spatiotemporal UNet: factorised spatial and temporal residual blocks and attention.
 
-    x, nearest given frames, given -> stem -> [level: blocks, halve] ... middle ... [double, concatenate skip, blocks] -> head
+    x, nearest given frames, given
+        -> stem -> [level: blocks, halve] ... middle ... [double, concatenate skip, blocks] -> head
 
 The two nearest given frames lie beside every unknown one on the stem's channels: what was there, and how it
 moved, need not be carried there through time. Every block is modulated per frame by an embedding of the frame's

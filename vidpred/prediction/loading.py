@@ -92,8 +92,9 @@ def _require_video_prediction(checkpoint: Checkpoint) -> None:
     if task != "video_prediction":
         run = checkpoint.run_folder
         raise UserError(
-            f"checkpoint {checkpoint.path}: is of task {task} and predicts nothing; give the checkpoint of a video run. "
-            f"Its VAE is {run / 'vae'}, for autoencoder.pretrained (kind kl), its figures are in {run / 'evaluation'}"
+            f"checkpoint {checkpoint.path}: is of task {task} and predicts nothing; give the checkpoint of a video "
+            f"run. Its VAE is {run / 'vae'}, for autoencoder.pretrained (kind kl), its figures are in "
+            f"{run / 'evaluation'}"
         )
 
 

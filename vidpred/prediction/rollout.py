@@ -138,7 +138,8 @@ def keyframes_first(
     stride, overlap = options.stride, options.known_frames(context, window_frames)
     require(
         stride < window_frames,
-        f"rollout stride: {stride} frames from one keyframe to the next do not fit windows of {window_frames}; lower it",
+        f"rollout stride: {stride} frames from one keyframe to the next do not fit windows of {window_frames}; "
+        "lower it",
     )
     history, done, number = History(context, overlap, options.stabilization), 0, 0
     between = torch.arange(1.0, stride + 1, device=context.device)
