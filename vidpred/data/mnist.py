@@ -11,7 +11,7 @@ from torch import Tensor
 from vidpred.conditions import ClipConditions
 from vidpred.data.clips import Clip, ClipDataset
 from vidpred.data.config import DATASETS, ClipConfig, require
-from vidpred.data.mnist_files import Digits, read_collection
+from vidpred.data.mnist_files import Digits, read_collection, resize_all
 from vidpred.distributed import all_or_fail
 
 VALIDATION = 12  # every so-manyth digit of the training file
@@ -51,9 +51,7 @@ def sized(pictures: np.ndarray, side: int) -> Tensor:
         before = (side - own) // 2
         after = side - own - before
         return F.pad(torch.from_numpy(pictures.copy()), [before, after] * 2)
-    parts = torch.from_numpy(pictures.copy())[:, None].split(4096)  # in floats, all at once would be large
-    shrunk = [F.interpolate(part.float(), size=(side, side), mode="bilinear", antialias=True) for part in parts]
-    return torch.cat([part.round().to(torch.uint8) for part in shrunk])[:, 0]
+    return resize_all(pictures, side)
 
 
 class Mnist(ClipDataset):

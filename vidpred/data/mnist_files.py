@@ -11,6 +11,7 @@ from typing import Optional
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vidpred.data.config import require
 from vidpred.data.scan import fingerprint
@@ -79,7 +80,12 @@ def _unusable(path: Path, reason: str) -> UserError:
 
 
 def resize(picture: np.ndarray, side: int) -> np.ndarray:
-    """(h, w) uint8 -> (side, side) uint8: bilinear, with antialiasing where it shrinks."""
-    values = torch.tensor(picture, dtype=torch.float32)[None, None]
-    resized = F.interpolate(values, size=(side, side), mode="bilinear", antialias=True)
-    return resized[0, 0].round().to(torch.uint8).numpy()
+    """(h, w) uint8 -> (side, side) uint8, as `resize_all`."""
+    return resize_all(picture[None], side)[0].numpy()
+
+
+def resize_all(pictures: np.ndarray, side: int) -> Tensor:
+    """(N, h, w) uint8 -> (N, side, side) uint8: bilinear, with antialiasing where it shrinks."""
+    parts = torch.tensor(pictures)[:, None].split(4096)  # in floats, all at once would be large
+    resized = [F.interpolate(part.float(), size=(side, side), mode="bilinear", antialias=True) for part in parts]
+    return torch.cat([part.round().to(torch.uint8) for part in resized])[:, 0]

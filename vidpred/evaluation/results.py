@@ -156,7 +156,7 @@ class Evaluation:
             "".join([" " * width, *(f"{heading:>20}" for heading in headings)]),
         ]
         for row, title in self.titles.items():
-            cells = [_cell(self.summary(row, metric), DECIMALS[metric]) for metric in self.metrics]
+            cells = [cell(self.summary(row, metric), DECIMALS[metric]) for metric in self.metrics]
             cells += [_distance(self.fvd.figures[view].get(row)) for view in views]
             lines.append("".join([f"{title:<{width}}", *(f"{cell:>20}" for cell in cells)]))
         if self._floors():
@@ -189,7 +189,7 @@ class Evaluation:
         ratio = self.spread_over_skill()
         reliability = f"{ratio['mean']:.3f} (1: reliable, below: too sure)" if ratio else "n/a (no error)"
         yield (
-            f"{self._trajectories} trajectories: diversity {_cell(self.diversity(), 4)}, spread over skill "
+            f"{self._trajectories} trajectories: diversity {cell(self.diversity(), 4)}, spread over skill "
             f"{reliability}; CRPS is of all of them, of floors and ceiling it is the absolute error"
         )
 
@@ -272,7 +272,8 @@ class Evaluation:
         return described
 
 
-def _cell(summary: Optional[Summary], decimals: int) -> str:
+def cell(summary: Optional[Summary], decimals: int) -> str:
+    """A cell of a table of text: mean +- half width of its interval, n/a without a measurement."""
     if summary is None:
         return "n/a"
     return _with_interval(f"{summary.mean:.{decimals}f}", summary.ci95, decimals)

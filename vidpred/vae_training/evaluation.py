@@ -11,14 +11,14 @@ from torch import nn
 
 from vidpred import distributed
 from vidpred.data import ClipBatch, ClipDataset, evaluation_batches, evenly_spaced_clips, require_half
-from vidpred.evaluation import FiguresConfig, summarize
+from vidpred.evaluation import FiguresConfig, protocol, summarize
 from vidpred.evaluation.judge import Judge
 from vidpred.evaluation.protocol import content_sha256, cutting, precision
 from vidpred.evaluation.provenance import device_name, git_state, package_versions, weights_sha256
+from vidpred.evaluation.results import cell
 from vidpred.evaluation.statistics import Summary, half_width
 from vidpred.files import write_json
 from vidpred.frame_roles import all_unknown
-from vidpred.metrics import PSNR_CAP
 from vidpred.vae_training.floor import PatchPca
 from vidpred.vae_training.losses import kl_divergence
 from vidpred.vae_training.reconstruction import reconstruct, to_frames
@@ -27,10 +27,8 @@ METRICS = ("psnr", "ssim", "lpips")
 HEADINGS = {"psnr": "PSNR (dB)", "ssim": "SSIM", "lpips": "LPIPS"}
 DECIMALS = {"psnr": 2, "ssim": 4, "lpips": 4}
 DEFINITIONS = {
-    "reduction": "mean over the frames of a clip, then over clips, float64 in clip order",
-    "interval": "ci95 is the half width of the 95 % confidence interval of the mean over clips (Student t)",
+    **{key: protocol.DEFINITIONS[key] for key in ("reduction", "interval", "psnr")},
     "rounding": "uint8 before every metric, reconstructions clamped",
-    "psnr": f"per frame; {PSNR_CAP:g} dB for an exact copy",
     "model": "the mean of the posterior, decoded; averaged weights",
     "floor": (
         "patches of f x f pixels projected on as many principal components (of patches of training frames) as the "
@@ -94,7 +92,7 @@ class ReconstructionResult:
             "".join([" " * width, *(f"{HEADINGS[metric]:>20}" for metric in METRICS)]),
         ]
         for row, title in titles.items():
-            cells = [_cell(self.summary(row, metric), DECIMALS[metric]) for metric in METRICS]
+            cells = [cell(self.summary(row, metric), DECIMALS[metric]) for metric in METRICS]
             lines.append("".join([f"{title:<{width}}", *(f"{cell:>20}" for cell in cells)]))
         mean, half = self.gain
         interval = "" if half is None else f" +- {half:.2f}"
@@ -129,13 +127,6 @@ class ReconstructionResult:
         """Writes the JSON file, whole or not at all."""
         write_json(path, self.to_json())
         return path
-
-
-def _cell(summary: Optional[Summary], decimals: int) -> str:
-    if summary is None:
-        return "n/a"
-    half = "" if summary.ci95 is None else f" +- {summary.ci95:.{decimals}f}"
-    return f"{summary.mean:.{decimals}f}{half}"
 
 
 def _clip_json(clip: ClipFigures) -> dict[str, Any]:
