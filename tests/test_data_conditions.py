@@ -243,7 +243,6 @@ def flip_bytes(path, rows, place):
     (lambda root: np.save(root / "cat/a.npy", np.full((FRAMES, 2), 1j)), r"a.npy: holds complex128 \(12, 2\), not one"),
     (lambda root: np.save(root / "cat/a.npy", np.full((FRAMES, 2), 1e39)), "a.npy: has values that are not finite"),
     (lambda root: flip_bytes(root / "cat/b.npz", np.random.rand(FRAMES, 2), 60), "b.npz: cannot be read"),
-    (lambda root: flip_bytes(root / "cat/b.npz", np.random.rand(FRAMES, 2), -40), "b.npz: cannot be read"),
     (lambda root: (root / "cat/b.npz").write_bytes(b"PK\x03\x04" + bytes(60)), "b.npz: cannot be read"),
     (lambda root: np.savez(root / "cat/b.npz", a=np.ones(2), b=np.ones(2)), "b.npz: cannot be read: holds 2 arrays"),
 ])  # fmt: skip
