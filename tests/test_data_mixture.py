@@ -225,6 +225,13 @@ def test_a_model_of_images_and_videos_draws_pictures(tmp_path, images, run_file)
     assert code == 0 and "samples.png" in lines[-1], errors
 
 
+def test_the_watch_looks_at_the_videos_of_a_mixture(tmp_path, images):
+    """Half of the steps are of pictures; a run that begins at one of them, with two micro batches a step."""
+    more = ("--data.image_share=0.5", "--training.accumulation=2")
+    run(tmp_path, images, *more, "--training.num_steps=1")
+    assert run(tmp_path, images, *more, "--training.num_steps=40").step == 40
+
+
 def test_keys_of_the_sources_are_overridden_by_their_dotted_names(tmp_path, images):
     loaded = load_config(arguments(tmp_path / "run", images, "--data.images.max_enlargement=3.0", "--data.image_share=0.5"))
     assert loaded.data.sources()["images"].max_enlargement == 3.0 and loaded.data.image_share == 0.5

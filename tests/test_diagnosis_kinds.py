@@ -4,7 +4,14 @@ import pytest
 from end_to_end_helper import cache, train_tiny  # noqa: F401 (a fixture)
 from test_end_to_end_conditions import train_pushed
 
-from vidpred.diagnosis import diagnose, diagnosis_lines, save_plot
+from vidpred.diagnosis import (
+    check_inference,
+    diagnose,
+    diagnosis_lines,
+    save_plot,
+    subject_from_checkpoint,
+    validation_clips,
+)
 
 KINDS = {
     "prediction": (),
@@ -15,6 +22,7 @@ KINDS = {
     "random masks": ("--conditioning.scheme=random",),
     "eps": ("--diffusion.parameterization=eps",),
     "flow, euler": ("--diffusion.parameterization=flow", "--diffusion.schedule.kind=flow", "--sampling.sampler=euler"),
+    "edm": ("--diffusion.parameterization=edm", "--diffusion.schedule.kind=edm"),
     "heun": ("--sampling.sampler=heun", "--diffusion.residual=false"),
     "one step of sampling": ("--sampling.num_inference_steps=1",),
 }  # fmt: skip
@@ -42,4 +50,8 @@ def examined(run):
     assert diagnosis.measures["record/present"] and diagnosis.measures["x0/difference"] < 1e-2
     assert list(diagnosis_lines(diagnosis))
     save_plot(run / "plot.png", diagnosis)
+    subject = subject_from_checkpoint(run, "cpu")
+    check = check_inference(subject, validation_clips(subject, 2), 8.0, run / "inference", log=lambda line: None)
+    # What has hardly been trained may leave the range; nothing has exploded, and its noise is that of its levels.
+    assert {finding.name for finding in check.findings} <= {"clip_rate_high", "frames_out_of_range"}
     return diagnosis

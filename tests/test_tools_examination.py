@@ -245,6 +245,15 @@ def test_a_configuration_that_is_not_that_of_the_training(workplace, run_tool, t
     assert code == 1 and lines[-1].startswith(f"verdict: {name}: "), lines[-20:]
 
 
+def test_too_little_memory_is_one_line(workplace, run_tool, tmp_path, monkeypatch):
+    def run_out(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("vidpred.diagnosis.diagnose_subject", run_out)
+    code, _, errors = run_tool(DIAGNOSE, "--checkpoint", workplace / "runs" / "tiny", "--clips", 7, cwd=tmp_path)
+    assert (code, errors) == (2, ["error: out of GPU memory with 7 clips; look at fewer of them (--clips)"])
+
+
 def test_what_cannot_be_examined_is_one_line(workplace, run_tool, tmp_path):
     run = workplace / "runs" / "tiny"
     broken = tmp_path / "broken.mp4"

@@ -141,6 +141,7 @@ def make_task(
         full_evaluation,
         run_folder=tmp_path,
         seed=SEED,
+        global_batch=batch_size,
         show_training_clips=overfit,
         extra_losses=extra_losses,
     )

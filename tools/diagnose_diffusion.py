@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # works where vidpred is cloned but not installed
 
@@ -33,7 +35,10 @@ def main() -> int:
     subject = open_subject(options.checkpoint, REPOSITORY / "configs" / "quickstart.yaml", options.device)
     folder = results_folder(options.out, subject.folder / "diagnosis")
     print(f"model: {subject.title}", flush=True)
-    diagnosis = diagnose_subject(subject, options.clips)
+    try:
+        diagnosis = diagnose_subject(subject, options.clips)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"out of GPU memory with {options.clips} clips; look at fewer of them (--clips)") from error
     for line in diagnosis_lines(diagnosis):
         print(line)
     plot, results = folder / f"{subject.name}.png", folder / "diagnosis.json"

@@ -87,7 +87,8 @@ def build_task(
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
         loader_opener(config, train_clips, roles, device), validation_set(config, val_clips, roles),
         evaluate_on_validation,
-        run_folder=folder, seed=config.seed, show_training_clips=config.overfit_one_batch,
+        run_folder=folder, seed=config.seed, global_batch=config.training.batch_size,
+        show_training_clips=config.overfit_one_batch,
         shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor), extra_losses=extra_losses,
         reference=history.record if history else None,
     )

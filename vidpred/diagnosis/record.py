@@ -118,27 +118,53 @@ def record_capacity(clip_shape: tuple[int, ...], latent_shape: tuple[int, ...]) 
     return clips, min(max(FRAME_BYTES // (clips * frame), 1), clip_shape[0])
 
 
+@dataclass(frozen=True)
+class RecordedClips:
+    """What a record holds of its clips: training does not change it. See `TrainingRecord`; all on the CPU."""
+
+    frames: Tensor
+    latents: Tensor
+    given: Tensor
+    frame_times: Tensor
+    draws: Tensor
+    names: tuple[str, ...]
+    reconstruction_psnr: float
+
+
+@torch.no_grad()
+def record_clips(predictor: Predictor, clips: ClipBatch) -> RecordedClips:
+    """As many of `clips`, and as many of their frames, as a record has room for."""
+    autoencoder = predictor.autoencoder
+    _, length, _, height, width = clips.frames.shape
+    factor = autoencoder.down_factor
+    latent_shape = (length, autoencoder.latent_channels, height // factor, width // factor)
+    kept, frames = record_capacity(tuple(clips.frames.shape[1:]), latent_shape)
+    clips = clips.first(kept)
+    on_device = clips.frames.to(predictor.device)
+    shown = on_device[:, :frames].contiguous()
+    return RecordedClips(
+        shown.cpu(), autoencoder.encode(on_device).cpu(), clips.given, clips.frame_times, clips.draws,
+        tuple(clips.names), reconstruction_psnr(autoencoder, shown),
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def take_record(
-    predictor: Predictor, averaged: Optional[nn.Module], clips: ClipBatch, seed: int
+    predictor: Predictor, averaged: Optional[nn.Module], clips: RecordedClips, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and plain values of a `TrainingRecord`. `predictor` has the trained weights; both networks are in
     evaluation mode. Without `averaged` no network is called, and there are no estimates, (0, N, T, C, h, w)."""
-    clips = clips.to(predictor.device)
-    raw = predictor.autoencoder.encode(clips.frames)
-    kept, frames = record_capacity(tuple(clips.frames.shape[1:]), tuple(raw.shape[1:]))
-    latents = predictor.calibration.normalize(raw)[:kept]
-    shown, given = clips.frames[:kept, :frames].contiguous(), clips.given[:kept]
-    schedule = predictor.schedule
-    asked = (given, clips.frame_times[:kept], clips.draws[:kept], schedule.alphas, schedule.sigmas, seed)
+    device, schedule = predictor.device, predictor.schedule
+    latents = predictor.calibration.normalize(clips.latents.to(device))
+    given, frame_times, draws = (values.to(device) for values in (clips.given, clips.frame_times, clips.draws))
     tensors = {
-        "frames": shown,
-        "latents": raw[:kept],
+        "frames": clips.frames,
+        "latents": clips.latents,
         "shift": predictor.calibration.shift,
         "scale": predictor.calibration.scale,
-        "given": given,
-        "frame_times": clips.frame_times[:kept],
-        "draws": clips.draws[:kept],
+        "given": clips.given,
+        "frame_times": clips.frame_times,
+        "draws": clips.draws,
         "alphas": schedule.alphas,
         "sigmas": schedule.sigmas,
     }
@@ -146,10 +172,9 @@ def take_record(
         found = latents.new_zeros(0, *latents.shape)
         if averaged is not None:
             denoise = _unconditional(predictor.denoiser.with_network(network), predictor, given)
-            found = _estimates(denoise, latents, *asked)
+            found = _estimates(denoise, latents, given, frame_times, draws, schedule.alphas, schedule.sigmas, seed)
         tensors[name] = found.clamp(-LARGEST, LARGEST).half()
-    psnr = reconstruction_psnr(predictor.autoencoder, shown)
-    values = {"names": clips.names[:kept], "seed": seed, "reconstruction_psnr": psnr}
+    values = {"names": list(clips.names), "seed": seed, "reconstruction_psnr": clips.reconstruction_psnr}
     return tensors, values | {"scaling": scaling_of(predictor.autoencoder)}
 
 

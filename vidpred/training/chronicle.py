@@ -23,17 +23,20 @@ class Chronicle:
         self._task, self._ema = task, ema
         self._learning_rate = learning_rate_of(config)
         self._curve, self._start = LossCurve(), weight_sample(task.network.state_dict())
-        self._watch = Watch(task.network, ema, config)
+        self._watch = Watch(task.network, ema, config, with_loss=task.discriminator is None)
 
     def enter(self, verdict: Verdict) -> None:
         """Takes in one step."""
         self._curve.add(verdict.step, verdict.loss, self._learning_rate(verdict.step - 1))
         self._watch.enter(verdict)
 
-    def look_for_faults(self, step: int, ranges: dict[str, RangeStats]) -> dict[str, float]:
+    def see_ranges(self, ranges: dict[str, RangeStats]) -> None:
+        """Those of the steps since the last call."""
+        self._watch.see_ranges(ranges)
+
+    def look_for_faults(self, step: int) -> dict[str, float]:
         """Names what is wrong as soon as it shows; returns the metrics of it."""
-        findings = self._watch.check(step, self._task.measures(), ranges)
-        return {f"finding/{finding.name}": 1.0 for finding in findings}
+        return self._watch.check(step, self._task.measures())
 
     def history(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """For a checkpoint: tensors by group, and plain values. The task's network is in evaluation mode."""
@@ -44,10 +47,11 @@ class Chronicle:
             "weights_raw": weight_sample(self._task.network.state_dict()),
             "weights_averaged": weight_sample(self._ema.state_dict()),
         }
-        return {GROUP: tensors | weights}, {"record": values, "curve": self._curve.state()}
+        return {GROUP: tensors | weights}, {"record": values, "curve": self._curve.state(), "watch": self._watch.state()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on with the history in a checkpoint."""
+        """Goes on with the history in a checkpoint, whose weights and average are loaded already."""
         history = read_history(checkpoint)
         if history is not None:
             self._curve, self._start = history.curve, history.start
+            self._watch.load_state(checkpoint.state["history"]["watch"])

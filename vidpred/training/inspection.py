@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from vidpred import distributed
 from vidpred.conditioning import ConditioningConfig
 from vidpred.data import ClipBatch
-from vidpred.diagnosis.record import CLIPS, TrainingRecord, as_record, take_record
+from vidpred.diagnosis.record import CLIPS, RecordedClips, TrainingRecord, as_record, record_clips, take_record
 from vidpred.diagnosis.subject import diagnosed_roles
 from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor
@@ -23,6 +23,7 @@ class Inspection:
         predictor: with the network that is trained.
         read_clips: (count, roles) -> validation clips, on this rank alone; None where none can be read.
         seed: of the noise in recorded estimates.
+        global_batch: clips of one step, over all processes.
         reference: the record of the checkpoint that is resumed; None in a new run.
     """
 
@@ -32,17 +33,17 @@ class Inspection:
         conditioning: ConditioningConfig,
         read_clips: Callable[[int, FrameRoles], Optional[ClipBatch]],
         seed: int,
+        global_batch: int,
         reference: Optional[TrainingRecord] = None,
     ):
-        self._predictor, self._seed = predictor, seed
+        self._predictor, self._seed, self._global_batch = predictor, seed, global_batch
         self._read_clips = lambda: read_clips(CLIPS, diagnosed_roles(conditioning))
-        self._clips: Optional[ClipBatch] = None
+        self._clips: Optional[RecordedClips] = None
         self._reference, self._watch = reference, None
 
     def record(self, averaged: Optional[nn.Module]) -> Optional[tuple[dict[str, Tensor], dict[str, Any]]]:
         """See `Task.record`. Without `averaged` no network is called."""
-        if self._clips is None:
-            self._clips = self._read_clips()
+        self._read()
         if self._clips is None:
             return None
         return take_record(self._predictor, averaged, self._clips, self._seed)
@@ -53,7 +54,7 @@ class Inspection:
         if not distributed.is_main():
             yield from batches
             return
-        self._watch = ClipWatch(self._predictor, self._before())
+        self._watch = ClipWatch(self._predictor, self._before(), self._global_batch)
         for batch in batches:
             self._watch.see(batch)
             yield batch
@@ -62,7 +63,14 @@ class Inspection:
         """See `Task.measures`."""
         return self._watch.measures() if self._watch is not None else {}
 
+    def _read(self) -> None:
+        """The clips, once: what they are encoded to does not change, and a run that is asked to stop saves quickly."""
+        if self._clips is None:
+            clips = self._read_clips()
+            self._clips = None if clips is None else record_clips(self._predictor, clips)
+
     def _before(self) -> Optional[TrainingRecord]:
+        self._read()
         if self._reference is None:
             taken = self.record(None)
             self._reference = None if taken is None else as_record(*taken)

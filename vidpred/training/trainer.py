@@ -94,7 +94,6 @@ class Trainer:
         self._stopping = False  # agreed by all ranks
         self._journal = Journal()
         self._chronicle = Chronicle(task, self._ema, config)
-        self._ranges: dict[str, range_checks.RangeStats] = {}  # of the last log line
         self._validated_step = self._saved_step = self._shown_ranges_step = -1
         self.step = 0
         if resume_from is not None:
@@ -125,8 +124,6 @@ class Trainer:
                 progress.advance()
                 if self._due(self._config.log_every_step):
                     self._log(progress)
-                if self._due(min(self._config.log_every_step, EVERY)):
-                    self._look_for_faults()
                 if self._done or not self._stopping:  # a run that is asked to stop saves and does no more
                     with self._pace.pause():
                         self._look_after_the_run()
@@ -135,6 +132,8 @@ class Trainer:
 
     def _look_after_the_run(self) -> None:
         """What happens now and then between two steps. Saving comes before what takes long."""
+        if self._due(EVERY):
+            self._look_for_faults()
         if self._due(self._config.validate_every_step):
             self._validate()
         if self._due(self._config.checkpoint_every_step):
@@ -222,26 +221,26 @@ class Trainer:
             **self._adversary.read(),
             "train/memory_gib": memory_gib(self._device),
         }
-        ranges = range_checks.collect(self.step)
-        for name, stats in ranges.items():
-            values |= {
-                f"range/{name}/min": stats.minimum,
-                f"range/{name}/max": stats.maximum,
-                f"range/{name}/mean": stats.mean,
-                f"range/{name}/std": stats.std,
-                f"range/{name}/non_finite": float(stats.non_finite),
-            }
-        self._ranges = ranges
+        ranges = self._collect_ranges()
+        values |= _range_values(ranges)
         progress.show(values)
         self._show_ranges(ranges)
         self._loggers.log(self.step, values)
 
+    def _collect_ranges(self) -> dict[str, range_checks.RangeStats]:
+        """Of the steps since the last call, over all ranks."""
+        ranges = range_checks.collect(self.step)
+        self._chronicle.see_ranges(ranges)
+        return ranges
+
     def _look_for_faults(self) -> None:
         """Rank 0 looks for all."""
+        self._heed(self._mail.collect())
+        values = _range_values(self._collect_ranges())  # none where a log line has just taken them
         if distributed.is_main():
-            findings = self._chronicle.look_for_faults(self.step, self._ranges)
-            if findings:
-                self._loggers.log(self.step, findings)
+            values |= self._chronicle.look_for_faults(self.step)
+        if values:
+            self._loggers.log(self.step, values)
 
     def _show_ranges(self, ranges: dict[str, range_checks.RangeStats]) -> None:
         """On the console at the first log line, and then as often as there are pictures."""
@@ -386,6 +385,21 @@ class Trainer:
             (self._run_folder / INTERRUPTED_FILE).write_text(line + "\n", encoding="utf-8")
             logger.warning(line)
         return RunOutcome("interrupted", self.step)
+
+
+def _range_values(ranges: dict[str, range_checks.RangeStats]) -> dict[str, float]:
+    """Under the names of the log."""
+    return {
+        f"range/{name}/{figure}": float(value)
+        for name, stats in ranges.items()
+        for figure, value in (
+            ("min", stats.minimum),
+            ("max", stats.maximum),
+            ("mean", stats.mean),
+            ("std", stats.std),
+            ("non_finite", stats.non_finite),
+        )
+    }
 
 
 @contextlib.contextmanager

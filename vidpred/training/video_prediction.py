@@ -135,6 +135,7 @@ class VideoPredictionTask:
         evaluate: (predictor, step) -> the full evaluation; called on every rank.
         run_folder: receives `samples/` and `evaluation/`.
         seed: of levels and noise.
+        global_batch: clips of one step, over all processes.
         fps: frame rate of the pictures that move.
         extra_losses: beside the denoising loss; None: there are none.
         shrinkage: 0-based step -> by how much the height and width of its training frames are divided.
@@ -154,6 +155,7 @@ class VideoPredictionTask:
         *,
         run_folder: Path,
         seed: int,
+        global_batch: int,
         fps: float = 8.0,
         show_training_clips: bool = False,
         shrinkage: Callable[[int], int] = lambda step: 1,
@@ -175,7 +177,7 @@ class VideoPredictionTask:
         self._last_batch: ClipBatch | None = None
         self._validation_latents: list[_LatentClips] | None = None
         self._validation_dropped: dict[int, str] = {}
-        self._inspection = Inspection(predictor, conditioning, validation.fixed_clips, seed, reference)
+        self._inspection = Inspection(predictor, conditioning, validation.fixed_clips, seed, global_batch, reference)
         range_checks.expect("encoded latents", cure=LATENT_CURE)
         range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT, cure=LATENT_CURE)
 
@@ -429,7 +431,7 @@ class VideoPredictionTask:
         return self._inspection.record(averaged)
 
     def measures(self) -> dict[str, float]:
-        return self._inspection.measures()
+        return {**self._inspection.measures(), "training/one_batch": float(self._show_training_clips)}
 
     def state(self) -> dict[str, Any]:
         return self._stream.state()

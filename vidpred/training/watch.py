@@ -1,13 +1,13 @@
-"""The watch while training: the cheap part of a diagnosis, every so many steps, judged by the same rules.
+"""The watch while training: the cheap part of a diagnosis, every EVERY steps, judged by the same rules.
 
-A fault is named in the log, and as the metric `finding/<name>`, within 200 steps. Nothing here runs inside a step; on
-several processes rank 0 watches its own share, and nothing is collective.
+A fault is named in the log, and as the metric `finding/<name>`, within 200 steps. Nothing here runs inside a step.
+Rank 0 watches for all, without collective operations, and what it sees does not depend on the number of processes.
 """
 
 import logging
 import math
 from collections import deque
-from typing import Optional
+from typing import Any, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +25,39 @@ from vidpred.training.verdicts import Verdict
 
 logger = logging.getLogger(__name__)
 
-EVERY = 100  # steps, where log lines are further apart
-BATCHES = 10  # of which one is looked at
-CLIPS = 8  # that are remembered, two of a batch
+EVERY = 100  # steps from check to check
+STEPS = 4  # of which one is looked at, for a clip
+CLIPS = 8  # that are remembered
 FRAMES, PIXELS = 6, 64  # of a remembered clip, and of its shorter side at most
 LEAST_CLIPS = 6
+LEAST_RANGED = 32  # clips without which a range says nothing of the scale
 SLOW = 0.4  # of the start still in the average at the end of the run
+DIVERGED = 3.0  # times the least mean loss of the run
 
 
 class ClipWatch:
-    """Looks at some of the clips that are trained on, and at what `reference` says of autoencoder and schedule."""
+    """Looks at some of the clips that are trained on, and at what `reference` says of autoencoder and schedule.
 
-    def __init__(self, predictor: Predictor, reference: Optional[TrainingRecord]):
-        self._predictor, self._reference = predictor, reference
+    Of every STEPS-th global batch of `global_batch` clips the first one, which rank 0 has on any number of processes.
+    Where videos and pictures are trained on, the videos.
+    """
+
+    def __init__(self, predictor: Predictor, reference: Optional[TrainingRecord], global_batch: int):
+        self._predictor, self._reference, self._global_batch = predictor, reference, global_batch
         self._clips: deque[tuple[str, Tensor]] = deque(maxlen=CLIPS)
-        self._batches = 0
 
     def see(self, batch: ClipBatch) -> None:
         """A batch on the host, before it goes to the device."""
-        if self._batches % BATCHES == 0:
-            step = max(min(batch.frames.shape[-2:]) // PIXELS, 1)
-            few = batch.frames[:2, :FRAMES, :, ::step, ::step].clone()
-            self._clips.extend(zip(batch.names[:2], few))
-        self._batches += 1
+        step, place = divmod(int(batch.draws[0]), self._global_batch)
+        if place or step % STEPS:
+            return
+        stride = max(min(batch.frames.shape[-2:]) // PIXELS, 1)
+        clip = batch.frames[0, :FRAMES, :, ::stride, ::stride].clone()
+        remembered = len(self._clips[-1][1]) if self._clips else len(clip)
+        if len(clip) > remembered:
+            self._clips.clear()
+        if len(clip) >= remembered:
+            self._clips.append((batch.names[0], clip))
 
     def measures(self) -> dict[str, float]:
         """Of the clips seen last, and of autoencoder, calibration and schedule against the reference."""
@@ -64,15 +74,21 @@ class ClipWatch:
 
 
 class Watch:
-    """Weights, average and loss of a run; and what the task says of its own."""
+    """Weights, average and loss of a run; and what the task says of its own.
 
-    def __init__(self, network: nn.Module, ema: Ema, config: TrainingConfig):
-        self._network, self._ema, self._config = network, ema, config
+    with_loss: whether the loss is an error that falls as the network learns; that of a network with an adversary is
+    not.
+    """
+
+    def __init__(self, network: nn.Module, ema: Ema, config: TrainingConfig, with_loss: bool = True):
+        self._network, self._ema, self._config, self._with_loss = network, ema, config, with_loss
         self._losses: deque[float] = deque(maxlen=EVERY)
         self._first: Optional[float] = None  # mean loss of as many steps, at the first check and the least of all
         self._least = math.inf
         self._skipped = 0
-        self._before: Optional[tuple[int, Tensor, Tensor]] = None  # steps, weights, average at the last check
+        self._entered = 0  # steps since the last check
+        self._ranges: list[RangeStats] = []  # of calibrated latents since then
+        self._before = self._weights()
         self._standing: set[str] = set()
 
     def enter(self, verdict: Verdict) -> None:
@@ -80,66 +96,136 @@ class Watch:
         if math.isfinite(verdict.loss):
             self._losses.append(verdict.loss)
         self._skipped += verdict.skipped
+        self._entered += 1
 
-    def check(self, step: int, of_task: dict[str, float], ranges: dict[str, RangeStats]) -> list[Finding]:
-        """What is wrong now. New findings are logged."""
-        measures = {**of_task, **_range_measures(ranges), **self._weight_measures(step), **self._loss_measures()}
-        findings = judge(measures)
-        if self._skipped:
-            findings.append(_not_finite(self._skipped))
-            self._skipped = 0
+    def see_ranges(self, ranges: dict[str, RangeStats]) -> None:
+        """Those of the steps since the last call."""
+        stats = ranges.get("calibrated latents")
+        if stats is not None and stats.count > stats.non_finite:
+            self._ranges.append(stats)
+
+    def check(self, step: int, of_task: dict[str, float]) -> dict[str, float]:
+        """`finding/<name>`: 1 for what is wrong now, 0 for what was and is gone. Both are logged when they begin."""
+        findings = self._findings(step, of_task)
+        names = {finding.name for finding in findings}
+        gone = self._standing - names
         for finding in findings:
             if finding.name not in self._standing:
                 logger.warning("step %d  finding/%s", step, finding)
-        for name in self._standing - {finding.name for finding in findings}:
+        for name in sorted(gone):
             logger.info("step %d  finding/%s: gone", step, name)
-        self._standing = {finding.name for finding in findings}
-        return findings
+        self._standing = names
+        self._skipped, self._entered, self._ranges = 0, 0, []
+        return {f"finding/{name}": float(name in names) for name in sorted(names | gone)}
+
+    def _findings(self, step: int, of_task: dict[str, float]) -> list[Finding]:
+        findings = judge({**of_task, **self._weight_measures(step)})
+        if not any(finding.severity == "fatal" for finding in findings) and not of_task.get("training/one_batch"):
+            findings += judge(self._range_measures())
+        known = {finding.name for finding in findings}
+        findings += [finding for finding in self._of_the_run() if finding.name not in known]
+        return sorted(findings, key=lambda finding: finding.severity != "fatal")
 
     def _weight_measures(self, step: int) -> dict[str, float]:
         """The one place where the host waits for the weights."""
-        weights, average = weight_sample(self._network.state_dict()), weight_sample(self._ema.state_dict())
+        before, self._before = self._before, self._weights()
+        moved, followed = (_distance(now, then) for now, then in zip(self._before, before))
         norms = torch.stack([_squares(self._network), _squares(self._ema.network)])
-        found = {"weights/not_finite": float((~norms.isfinite()).sum()), "ema/decay": self._config.ema_decay}
-        found["ema/updates"] = float(self._ema.updates)
-        before, self._before = self._before, (step, weights, average)
-        if before is None or step <= before[0]:
-            return found
-        moved, followed = _distance(weights, before[1]), _distance(average, before[2])
-        found |= {"weights/moved": moved, "training/steps": float(step)}
-        found["ema/distance"] = _distance(average, weights)
-        decay, planned = self._config.ema_decay, self._config.num_steps
-        # A long average in the middle of a long run may be far behind and still be right.
-        hopeless = not self._config.ema_warmup and decay**planned > SLOW
-        if moved > 0 and (followed == 0 or hopeless):
-            found["ema/moved_share"] = followed / moved
+        found = {
+            "weights/not_finite": float((~norms.isfinite()).sum()),
+            "weights/moved": moved,
+            "ema/decay": self._config.ema_decay,
+            "ema/updates": float(self._ema.updates),
+            "ema/distance": _distance(*self._before),
+            "training/steps": float(step),
+        }
+        if moved > 0 and followed == 0:
+            found["ema/moved_share"] = 0.0
         return found
 
-    def _loss_measures(self) -> dict[str, float]:
-        if len(self._losses) < self._losses.maxlen // 4:
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return weight_sample(self._network.state_dict()), weight_sample(self._ema.state_dict())
+
+    def _range_measures(self) -> dict[str, float]:
+        """What the rules for a model without a record ask for. Clips are at most as far apart as values are, so that
+        the deviation of all values bounds the standard error of a mean over clips."""
+        clips = self._entered * self._config.batch_size
+        if clips < LEAST_RANGED or not self._ranges:
             return {}
-        mean = sum(self._losses) / len(self._losses)
-        self._first = mean if self._first is None else self._first
-        self._least = min(self._least, mean)
+        mean, std = _pooled(self._ranges)
         return {
-            "curve/last": mean,
-            "curve/first": self._first,
-            "curve/last_over_least": mean / max(self._least, 1e-12),
+            "record/present": 0.0,
+            "latents/calibrated": 1.0,
+            "latents/largest_std": std,
+            "latents/least_std": std,
+            "latents/largest_mean": abs(mean),
+            "latents/largest_uncertainty": std / math.sqrt(clips),
         }
 
+    def _of_the_run(self) -> Iterator[Finding]:
+        """What shows in the course of a run alone."""
+        if self._with_loss and len(self._losses) >= EVERY // 4:
+            mean = sum(self._losses) / len(self._losses)
+            self._first = mean if self._first is None else self._first
+            self._least = min(self._least, mean)
+            if mean > DIVERGED * self._least and mean > self._first:
+                yield _diverged(mean, self._least, len(self._losses))
+        decay, planned = self._config.ema_decay, self._config.num_steps
+        # A long average in the middle of a long run may be far behind and still be right.
+        if not self._config.ema_warmup and decay**planned > SLOW:
+            yield _too_slow(decay, planned)
+        if self._skipped:
+            yield _not_finite(self._skipped)
 
-def _range_measures(ranges: dict[str, RangeStats]) -> dict[str, float]:
-    stats = ranges.get("calibrated latents")
-    if stats is None or not stats.count:
-        return {}
-    return {
-        "record/present": 0.0,  # the range itself is judged
-        "latents/calibrated": 1.0,
-        "latents/largest_std": stats.std,
-        "latents/least_std": stats.std,
-        "latents/largest_mean": abs(stats.mean),
-        "latents/largest_uncertainty": 0.1,
-    }
+    # Checkpoints -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a run that is resumed."""
+        return {
+            "losses": list(self._losses),
+            "first": self._first,
+            "least": self._least if self._first is not None else None,
+            "skipped": self._skipped,
+            "standing": sorted(self._standing),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved `state`, with weights and average of its checkpoint."""
+        self._losses.extend(state["losses"])
+        self._first, self._skipped, self._standing = state["first"], state["skipped"], set(state["standing"])
+        self._least = math.inf if state["least"] is None else state["least"]
+        self._before = self._weights()
+
+
+def _pooled(ranges: list[RangeStats]) -> tuple[float, float]:
+    """(mean, deviation) of all finite values together."""
+    counts = [stats.count - stats.non_finite for stats in ranges]
+    total = sum(counts)
+    mean = sum(count * stats.mean for count, stats in zip(counts, ranges)) / total
+    square = sum(count * (stats.std**2 + stats.mean**2) for count, stats in zip(counts, ranges)) / total
+    return mean, math.sqrt(max(square - mean**2, 0.0))
+
+
+def _diverged(mean: float, least: float, steps: int) -> Finding:
+    return Finding(
+        "fatal",
+        "weights_exploded",
+        f"the mean loss of the last {steps} steps is {mean:.4g}, {mean / max(least, 1e-12):.1f} times the least that "
+        "it was, and more than at the start",
+        "weights that diverged",
+        "go back to an earlier checkpoint, lower the learning rate, clip gradients",
+    )
+
+
+def _too_slow(decay: float, planned: int) -> Finding:
+    return Finding(
+        "fatal",
+        "ema_too_slow",
+        f"with decay {decay:g} and no warmup {100 * decay**planned:.0f} % of the average will still be the start "
+        f"after all {planned} steps",
+        "the average is longer than the training",
+        "lower training.ema_decay (1 - 10 / steps is a good one), or set training.ema_warmup true",
+    )
 
 
 def _not_finite(steps: int) -> Finding:
