@@ -17,7 +17,7 @@ from vidpred.autoencoders.base import PIXEL_NORMS
 from vidpred.autoencoders.reconstruction import reconstruction_psnr
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis.record import FRACTIONS, LARGEST, TrainingRecord
-from vidpred.diagnosis.rules import SAME
+from vidpred.diagnosis.rules import OTHER, SAME
 from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import MotionCompensation, build_parameterization
 from vidpred.diffusion.parameterizations import PARAMETERIZATIONS
@@ -76,6 +76,8 @@ def _encoding_measures(autoencoder: Autoencoder, record: TrainingRecord, notes: 
     found = {"vae/difference": _difference(encoded, then)}
     gain, _, rest = _fit(then, encoded)
     found |= {"vae/gain": gain, "vae/scaling": record.scaling, "vae/difference_fitted": rest}
+    if not found["vae/difference"] > OTHER:
+        return found  # nothing is to be explained
     by_order = {
         order: _difference(autoencoder.encode(frames[:, :, list(order)]).cpu(), then) for order in ORDERS
     }
