@@ -98,6 +98,19 @@ def assert_agree(run, other):
         torch.testing.assert_close(left[name], right[name], rtol=0, atol=1e-4)
 
 
+def test_two_processes_leave_the_record_and_the_findings_of_one(two_processes, uninterrupted):
+    runs = (uninterrupted, two_processes[0])
+    one, two = (dict(read_checkpoint(run).tensors["record"]) for run in runs)
+    assert one.keys() == two.keys() and len(one["draws"]) == 3
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-3, atol=1e-3, msg=name)
+    for name in ("frames", "given", "draws", "frame_times", "alphas", "sigmas"):
+        assert torch.equal(one[name], two[name]), name
+    left, right = ([(row["step"], key, row[key]) for row in metrics(run) for key in row if key.startswith("finding/")]
+                   for run in runs)  # fmt: skip
+    assert left == right
+
+
 def test_two_processes_see_what_one_sees(two_processes, uninterrupted):
     """1 process x 8 clips and 2 x 4."""
     assert_agree(two_processes[0], uninterrupted)
