@@ -54,4 +54,5 @@ class Chronicle:
         history = read_history(checkpoint)
         if history is not None:
             self._curve, self._start = history.curve, history.start
-            self._watch.load_state(checkpoint.state["history"]["watch"])
+            if "watch" in checkpoint.state["history"]:  # an older one has none
+                self._watch.load_state(checkpoint.state["history"]["watch"])
