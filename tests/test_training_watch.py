@@ -156,7 +156,7 @@ def test_a_loss_with_an_adversary_may_jump_and_be_negative():
         assert watch.check(step, {}) == {}
 
 
-def test_a_resumed_watch_remembers_the_least_loss_and_what_it_has_said(caplog):
+def test_a_resumed_watch_remembers_the_least_loss():
     watch = make_watch()
     enter(watch, [0.1] * EVERY)
     watch.check(100, {})
@@ -165,9 +165,8 @@ def test_a_resumed_watch_remembers_the_least_loss_and_what_it_has_said(caplog):
     resumed = make_watch()
     resumed.load_state(json.loads(json.dumps(watch.state())))
     assert resumed.state() == watch.state()
-    caplog.clear()
     enter(resumed, [2.0] * EVERY)
-    assert resumed.check(300, {}) == {"finding/weights_exploded": 1.0} and caplog.text == ""
+    assert resumed.check(300, {}) == {"finding/weights_exploded": 1.0}
     empty = make_watch()
     empty.load_state(json.loads(json.dumps(make_watch().state())))
     enter(empty, [0.1] * EVERY)
