@@ -172,7 +172,7 @@ def test_the_name_of_an_array_is_no_secret():
         (["--data.kind", "--seed", "1"], "data.kind: a value must follow it"),
         # kinds
         (["--data.kind", "cartoon"], "data.kind: 'cartoon' is not known; choose one of arrays, frame_folder"),
-        (["--network.kind=dit"], "network.kind: 'dit' is not known; choose one of diffusers_unet2d, unet"),
+        (["--network.kind=dit"], "network.kind: 'dit' is not known; choose one of diffusers_unet2d, "),
         # impossible values and combinations
         (["--data.num_frames", "25"], "data.num_frames: 25 frames need 25 of the 24 that a clip holds"),
         (["--data.num_frames", "4"], "conditioning.context_frames: 4 given frames leave nothing to predict"),

@@ -23,7 +23,7 @@ import jsonargparse
 import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
-from vidpred.conditioning import ConditionConfig, ConditioningConfig, generated_frames
+from vidpred.conditioning import ConditionConfig, ConditioningConfig, generated_frames, trained_tasks
 from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible

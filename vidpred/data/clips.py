@@ -67,10 +67,10 @@ class ClipBatch:
         )
 
     def first(self, count: int) -> "ClipBatch":
-        """The first `count` clips."""
+        """The first `count` clips, or all where there are fewer."""
         return ClipBatch(
             self.frames[:count], self.roles[:count], self.frame_times[:count], self.draws[:count], self.names[:count],
-            self.conditions and self.conditions.rows(range(count)),
+            self.conditions and self.conditions.rows(range(min(count, len(self)))),
         )  # fmt: skip
 
     @property
