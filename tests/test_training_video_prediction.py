@@ -30,7 +30,8 @@ from vidpred.training import (
     build_loggers,
     latest_checkpoint,
 )
-from vidpred.training.video_prediction import LEVEL_BIN_NAMES, ValidationSet, VideoPredictionTask
+from vidpred.training.validation_set import ValidationSet
+from vidpred.training.video_prediction import LEVEL_BIN_NAMES, VideoPredictionTask
 
 FRAMES, CONTEXT, SEED = 6, 2, 3
 

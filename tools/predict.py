@@ -126,11 +126,7 @@ def _condition(options: argparse.Namespace, frames: int) -> ConditionBatch | Non
 
 def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
     """The sampling settings of the command line, checked as those of a configuration are."""
-    sampling = predictor.sampling
-    if options.sampler is not None:
-        sampling = sampling.with_sampler(options.sampler)
-    if options.steps is not None:
-        sampling = dataclasses.replace(sampling, num_inference_steps=options.steps)
+    sampling = predictor.sampling.overridden(options.sampler, options.steps)
     if options.guidance is not None:
         kind = "vanilla" if sampling.guidance.kind == "none" else sampling.guidance.kind
         guidance = dataclasses.replace(sampling.guidance, kind=kind, scale=options.guidance)

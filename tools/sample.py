@@ -12,7 +12,6 @@ nothing.
 """
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 from typing import Iterator, Optional
@@ -112,12 +111,7 @@ def _generated_frames(subject: Subject) -> int:
 
 def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
     """The sampling settings of the command line, checked as those of a configuration are."""
-    sampling = predictor.sampling
-    if options.sampler is not None:
-        sampling = sampling.with_sampler(options.sampler)
-    if options.steps is not None:
-        sampling = dataclasses.replace(sampling, num_inference_steps=options.steps)
-    predictor.sampling = sampling
+    predictor.sampling = predictor.sampling.overridden(options.sampler, options.steps)
     if options.guidance is not None:
         require(
             options.prompts is not None or options.classes is not None,

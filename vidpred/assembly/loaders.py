@@ -7,7 +7,7 @@ import torch
 from vidpred.configuration import RunConfig
 from vidpred.data import ClipDataset, ClipLoader, training_loader
 from vidpred.frame_roles import FrameRoles
-from vidpred.training.video_prediction import ValidationSet
+from vidpred.training.validation_set import ValidationSet
 
 
 def loader_opener(

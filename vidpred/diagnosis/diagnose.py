@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-import torch
 from torch import Tensor
 
 from vidpred.data import ClipBatch

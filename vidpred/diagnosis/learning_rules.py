@@ -170,9 +170,9 @@ def _drift(m: Known) -> Finding:
     return Finding(
         "serious",
         "rollout_drift",
-        f"from the first to the fourth window the mean of a channel has moved by at least {m['rollout/shift']:.2f} deviations, its "
-        f"contrast by a factor of at least {m['rollout/contrast']:.2f} (three standard errors taken off), and "
-        f"{100 * m['rollout/outside']:.0f} % more values have left [0, 1]",
+        f"from the first to the fourth window the mean of a channel has moved by at least {m['rollout/shift']:.2f} "
+        f"deviations, its contrast by a factor of at least {m['rollout/contrast']:.2f} (three standard errors "
+        f"taken off), and {100 * m['rollout/outside']:.0f} % more values have left [0, 1]",
         "every window passes a small error on to the next",
         "conditioning.context_noise in training and RolloutOptions(stabilization=...) in rollouts; train longer",
     )
@@ -192,7 +192,7 @@ def _untrained(m: Known, evidence: str) -> Finding:
     return Finding(
         "fatal",
         "untrained",
-        f"{evidence}, after {0 if m['training/steps'] != m['training/steps'] else m['training/steps']:.0f} steps",
+        f"{evidence}, after {0 if math.isnan(m['training/steps']) else m['training/steps']:.0f} steps",
         "the model is not trained",
         "train it; see whether --overfit_one_batch brings the loss near 0",
     )

@@ -8,7 +8,6 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 import torch.nn.functional as F

@@ -108,6 +108,11 @@ class SamplingConfig:
         own = {} if sampler == "ddim" else {"eta": 0.0, "rederive_eps": True}
         return dataclasses.replace(self, sampler=sampler, **own)
 
+    def overridden(self, sampler: Optional[str], steps: Optional[int]) -> "SamplingConfig":
+        """The same settings with another sampler and number of inference steps, where not None. Raises UserError."""
+        changed = self if sampler is None else self.with_sampler(sampler)
+        return changed if steps is None else dataclasses.replace(changed, num_inference_steps=steps)
+
     def num_steps_at(self, progress: float) -> int:
         """Inference steps when the fraction `progress` in [0, 1] of training is done."""
         start = self.num_inference_steps_start or self.num_inference_steps

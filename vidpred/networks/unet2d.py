@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 import torch.nn.functional as F
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from vidpred.conditions import ConditionEmbedding
@@ -68,6 +67,8 @@ class DiffusersUNet2D(nn.Module):
         head_dim: int,
         condition_width: int = 0,
     ):
+        from diffusers import UNet2DModel  # takes seconds to import
+
         super().__init__()
         levels = range(len(channels))
         down = ["AttnDownBlock2D" if level in attention_levels else "DownBlock2D" for level in levels]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vidpred.checkpoint_store import Checkpoint
 from vidpred.training.averages import RunningAverages
-from vidpred.training.optimization import Optimization, learning_rate_of
+from vidpred.training.optimization import Optimization
 from vidpred.training.preparation import TrainedNetwork
 from vidpred.training.settings import TrainingConfig
 from vidpred.training.snapshots import load_discriminator
@@ -41,13 +41,7 @@ class Adversary:
         self._has_learnt, self._grad_norm = False, torch.zeros(())
         if network is not None:
             self._trained = TrainedNetwork(network, device, dtype, config)
-            self._optimization = Optimization(
-                network,
-                learning_rate_of(config),
-                weight_decay=config.weight_decay,
-                betas=(config.beta1, config.beta2),
-                max_grad_norm=config.max_grad_norm,
-            )
+            self._optimization = Optimization.of(network, config)
 
     def learn(self, loss: Optional[DiscriminatorLoss], rounds: int, last: bool) -> None:
         """Adds the gradient of one round, of `rounds` in the step; ranks exchange it in the last one."""

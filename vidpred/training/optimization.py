@@ -49,6 +49,17 @@ class Optimization:
     parameters, moments and step counts exactly as they were, without the host knowing.
     """
 
+    @classmethod
+    def of(cls, network: nn.Module, config: TrainingConfig) -> "Optimization":
+        """Of the weights of `network`, as `config` has it."""
+        return cls(
+            network,
+            learning_rate_of(config),
+            weight_decay=config.weight_decay,
+            betas=(config.beta1, config.beta2),
+            max_grad_norm=config.max_grad_norm,
+        )
+
     def __init__(
         self,
         network: nn.Module,

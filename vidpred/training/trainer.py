@@ -22,7 +22,7 @@ from vidpred.training.chronicle import Chronicle
 from vidpred.training.ema import Ema, parameter_norm
 from vidpred.training.interruption import StopRequest
 from vidpred.training.loggers import Loggers
-from vidpred.training.optimization import Optimization, learning_rate_of
+from vidpred.training.optimization import Optimization
 from vidpred.training.preparation import Autocast, TrainedNetwork, autocast_dtype
 from vidpred.training.progress import Pace, ProgressBar, memory_gib
 from vidpred.training.settings import TrainingConfig
@@ -80,13 +80,7 @@ class Trainer:
         self._dtype = autocast_dtype(config.precision, device)
         self._trained = TrainedNetwork(task.network, device, self._dtype, config)
         self._ema = Ema(task.network, config.ema_decay, config.ema_warmup)
-        self._optimization = Optimization(
-            task.network,
-            learning_rate_of(config),
-            weight_decay=config.weight_decay,
-            betas=(config.beta1, config.beta2),
-            max_grad_norm=config.max_grad_norm,
-        )
+        self._optimization = Optimization.of(task.network, config)
         self._adversary = Adversary(task.discriminator, device, self._dtype, config)
         self._snapshots = Snapshots(store, resolved, config.keep_last, config.keep_every)
         self._mail, self._averages, self._pace = VerdictMail(device), RunningAverages(), Pace()

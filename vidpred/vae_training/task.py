@@ -28,7 +28,7 @@ from vidpred.tensor_ops import fold_frames
 from vidpred.training.averages import Averages
 from vidpred.training.clip_stream import ClipStream
 from vidpred.training.task import DiscriminatorLoss, Findings, TaskLoss
-from vidpred.training.video_prediction import ValidationSet
+from vidpred.training.validation_set import ValidationSet
 from vidpred.vae_training.config import VaeTrainingConfig
 from vidpred.vae_training.evaluation import ReconstructionResult
 from vidpred.vae_training.export import export_vae
