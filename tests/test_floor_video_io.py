@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vidpred import video_io
+from vidpred import panels
 from vidpred.errors import UserError
 from vidpred.video_io import read_frames, save_clip_panels, write_gif, write_png, write_video
 
@@ -138,12 +138,12 @@ def picture(path):
 def tiles_of(strip, rows, columns, tile):
     """The tiles' pixels and the colour of their borders, found from the lower right corner of the strip."""
     height, width = tile
-    cell = (height + 2 * video_io.BORDER + video_io.GAP, width + 2 * video_io.BORDER + video_io.GAP)
+    cell = (height + 2 * panels.BORDER + panels.GAP, width + 2 * panels.BORDER + panels.GAP)
     top, left = strip.shape[0] - rows * cell[0], strip.shape[1] - columns * cell[1]
     for row in range(rows):
         for column in range(columns):
             y, x = top + row * cell[0], left + column * cell[1]
-            inner = strip[y + video_io.BORDER :, x + video_io.BORDER :][:height, :width]
+            inner = strip[y + panels.BORDER :, x + panels.BORDER :][:height, :width]
             yield row, column, inner, tuple(strip[y, x])
 
 
@@ -159,11 +159,11 @@ def test_panels(tmp_path):
         shown = inner[::factor, ::factor].transpose(2, 0, 1)
         assert (inner == np.repeat(np.repeat(inner[::factor, ::factor], factor, 0), factor, 1)).all()
         if row == 2 and column < 3:
-            assert (shown == shown[:, :1, :1]).all() and border == video_io.NO_COLOUR
+            assert (shown == shown[:, :1, :1]).all() and border == panels.NO_COLOUR
             continue
         expected = (truth, truth if column < 3 else prediction, error)[row][column].numpy()
         assert np.abs(shown - expected).max() <= (1 if row == 2 else 0), (row, column)
-        assert border == (video_io.CONTEXT_COLOUR if column < 3 else video_io.UNKNOWN_COLOUR)
+        assert border == (panels.CONTEXT_COLOUR if column < 3 else panels.UNKNOWN_COLOUR)
 
     moving, fps = read_frames(paths[2])
     assert len(moving) == 8 and fps == 8
@@ -188,13 +188,13 @@ def test_panels_show_which_frames_were_given(tmp_path):
     paths = save_clip_panels(tmp_path, "clip", *clips, fps=8, given=given.tolist())
     for row, column, inner, border in tiles_of(picture(paths[0]), 3, 5, (128, 128)):
         if row == 2 and given[column]:
-            assert border == video_io.NO_COLOUR
+            assert border == panels.NO_COLOUR
             continue
-        assert border == (video_io.CONTEXT_COLOUR if given[column] else video_io.UNKNOWN_COLOUR)
+        assert border == (panels.CONTEXT_COLOUR if given[column] else panels.UNKNOWN_COLOUR)
         if row < 2:
             expected = clip if row == 0 or given[column] else prediction
             assert (inner[::2, ::2].transpose(2, 0, 1) == expected[column].numpy()).all(), (row, column)
-    labels = [video_io._time_label(time, given.tolist()) for time in range(5)]
+    labels = [panels._time_label(time, given.tolist()) for time in range(5)]
     assert labels == ["+1", "context 2", "+1", "+2", "context 5"]
     assert len(read_frames(paths[2])[0]) == 5
     with pytest.raises(ValueError, match="given must be 2 of 5 frames, not 3 of 5"):
@@ -204,8 +204,8 @@ def test_panels_show_which_frames_were_given(tmp_path):
 def test_panels_of_a_clip_of_which_nothing_is_given(tmp_path):
     clip = moving_disc(14)
     paths = save_clip_panels(tmp_path, "clip", clip[:0], None, clip, 8, [False] * 14)
-    tiles = list(tiles_of(picture(paths[0]), 1, video_io.MAX_COLUMNS - 1, (128, 128)))
-    assert all(border == video_io.UNKNOWN_COLOUR for *_, border in tiles)
+    tiles = list(tiles_of(picture(paths[0]), 1, panels.MAX_COLUMNS - 1, (128, 128)))
+    assert all(border == panels.UNKNOWN_COLOUR for *_, border in tiles)
     assert len(read_frames(paths[2])[0]) == 14
 
 
@@ -213,9 +213,9 @@ def test_labels_fit_beside_their_rows(tmp_path):
     """There is ink in the label column and above each column, and it does not touch the tiles."""
     clip = moving_disc(4)
     strip = picture(save_clip_panels(tmp_path, "clip", clip[:2], clip[2:], clip[2:], fps=8)[0])
-    cell = 128 + 2 * video_io.BORDER + video_io.GAP
+    cell = 128 + 2 * panels.BORDER + panels.GAP
     top, left = strip.shape[0] - 3 * cell, strip.shape[1] - 4 * cell
-    ink = (np.abs(strip - np.array(video_io.BACKGROUND)) > 60).any(axis=2)
+    ink = (np.abs(strip - np.array(panels.BACKGROUND)) > 60).any(axis=2)
     for row in range(3):
         assert ink[top + row * cell : top + (row + 1) * cell, :left].sum() > 50
     for column in range(4):
@@ -225,8 +225,8 @@ def test_labels_fit_beside_their_rows(tmp_path):
 
 @pytest.mark.parametrize("total, given", [(5, 2), (12, 4), (13, 12), (40, 5), (100, 1)])
 def test_columns_of_long_clips(total, given):
-    columns = video_io._columns(total, given)
-    assert columns == sorted(set(columns)) and len(columns) <= video_io.MAX_COLUMNS
+    columns = panels._columns(total, given)
+    assert columns == sorted(set(columns)) and len(columns) <= panels.MAX_COLUMNS
     assert {0, given - 1, total - 1} <= set(columns)
 
 

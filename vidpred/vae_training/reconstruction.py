@@ -7,9 +7,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidpred.panels import ERROR_GAIN
 from vidpred.tensor_ops import to_float, to_uint8
 from vidpred.vae_training.network import Reconstruction
-from vidpred.video_io import ERROR_GAIN, write_png
+from vidpred.video_io import write_png
 
 FRAMES_AT_ONCE = 16
 
