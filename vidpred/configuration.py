@@ -7,16 +7,14 @@ that every other key belongs to one known dataclass. Anything wrong is one line 
 import argparse
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
-import re
 import sys
 import typing
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ContextManager, Iterator, Literal, Mapping, Optional, Sequence
+from typing import Any, ContextManager, Literal, Mapping, Optional, Sequence
 
 import docstring_parser
 import jsonargparse
@@ -24,6 +22,7 @@ import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
 from vidpred.conditioning import ConditionConfig, ConditioningConfig, generated_frames, trained_tasks
+from vidpred.config_keys import argument_keys, check_keys, complete_switches, known_keys, leaves
 from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
 from vidpred.diffusion import DiffusionConfig, SamplingConfig, require_possible
@@ -40,7 +39,6 @@ SMALLEST_FRAME = 11  # the window of SSIM
 # Of an evaluated clip; of prediction given ones.
 LEAST_FRAMES = {"prediction": 1, "interpolation": 3, "infilling": 2, "unconditional": 1}
 DEFAULT_KINDS = {"data": "shapes", "autoencoder": "mock", "network": "unet", "vae": "new"}
-SECRET = re.compile(r"(^|[._])(api_?key|key|token|password|passwd|secret|credentials?)$", re.IGNORECASE)
 
 
 @dataclass(kw_only=True)
@@ -110,6 +108,18 @@ class Config(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_possible_clips()
+        self._require_file("fvd_weights", "an I3D, or download")
+        if self.evaluation.fvd_weights:
+            context = self.conditioning.context_frames
+            possible_views(context, self.data.num_frames - context)
+        self._require_possible_steps()
+        require_possible(self.diffusion, self.sampling)
+        self._require_possible_network()
+        self._require_possible_guidance()
+        self._require_possible_prompts()
+
+    def _require_possible_clips(self) -> None:
         frames, context = self.data.num_frames, self.conditioning.context_frames
         if context >= frames:
             raise UserError(
@@ -124,9 +134,8 @@ class Config(RunConfig):
                 f"evaluation.task: {task} needs {LEAST_FRAMES[task]} or more, and {key} is {there}; raise it, or set "
                 "evaluation.task to unconditional"
             )
-        self._require_file("fvd_weights", "an I3D, or download")
-        if self.evaluation.fvd_weights:
-            possible_views(context, frames - context)
+
+    def _require_possible_steps(self) -> None:
         levels = self.diffusion.schedule.num_train_timesteps
         for key in ("num_inference_steps", "num_inference_steps_start"):
             steps = getattr(self.sampling, key)
@@ -135,10 +144,6 @@ class Config(RunConfig):
                     f"sampling.{key}: {steps} steps need as many noise levels, and "
                     f"diffusion.schedule.num_train_timesteps is {levels}; lower the one or raise the other"
                 )
-        require_possible(self.diffusion, self.sampling)
-        self._require_possible_network()
-        self._require_possible_guidance()
-        self._require_possible_prompts()
 
     def _require_possible_network(self) -> None:
         if not getattr(self.network, "each_frame_alone", False):
@@ -213,9 +218,9 @@ def load_config(arguments: Sequence[str] | None = None, default_file: Path | Non
     values = _read_yaml(known.config) if known.config else {}
     run = _run_class(values, overrides)
     sections = _section_classes(run, values, overrides)
-    _check_keys(run, sections, [*_leaves(values), *_argument_keys(overrides)])
+    check_keys(run, sections, [*leaves(values), *argument_keys(overrides)], TASKS)
     overrides = ["--print_config=comments" if o == "--print_config" else o for o in overrides]
-    config = _parse(run, sections, values, _complete_switches(overrides, run, sections))
+    config = _parse(run, sections, values, complete_switches(overrides, run, sections))
     config.name = config.name or _default_name(known.config, config)
     return config
 
@@ -229,7 +234,7 @@ def config_from_resolved(values: Mapping[str, Any]) -> Config | VaeConfig:
     """The configuration of a saved run (what `RunConfig.resolved` returned)."""
     run = _run_class(values, [])
     sections = _section_classes(run, values, [])
-    _check_keys(run, sections, list(_leaves(values)))
+    check_keys(run, sections, list(leaves(values)), TASKS)
     return _parse(run, sections, values, [])
 
 
@@ -283,80 +288,6 @@ def _section_classes(
     return classes | {name: REGISTRIES[name].config_class(kinds[f"{name}.kind"]) for name in kinds_of}
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of everything that is not itself a section."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-def _argument_keys(overrides: Sequence[str]) -> Iterator[str]:
-    for argument in overrides:
-        if argument.startswith("--"):
-            yield argument[2:].split("=", 1)[0]
-
-
-def _complete_switches(
-    overrides: Sequence[str], run: type[RunConfig], sections: Mapping[str, type]
-) -> list[str]:
-    """`--key` of a bool without a value -> `--key=true`."""
-    switches = [f"--{key}" for key, type_ in _known_keys(run, sections) if type_ is bool]
-    following = [*overrides[1:], "--"]
-    return [
-        f"{argument}=true" if argument in switches and after.startswith("--") else argument
-        for argument, after in zip(overrides, following)
-    ]
-
-
-def _known_keys(config_class: type, sections: Mapping[str, type], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every key."""
-    hints = typing.get_type_hints(config_class)
-    for f in dataclasses.fields(config_class):
-        type_ = sections.get(f.name, hints[f.name])
-        if dataclasses.is_dataclass(type_):
-            yield from _known_keys(type_, {}, f"{prefix}{f.name}.")
-        else:
-            yield f"{prefix}{f.name}", type_
-
-
-def _holds_mapping(type_: Any) -> bool:
-    """Whether a value of this type may be a mapping, whose keys are no keys of the configuration."""
-    return typing.get_origin(type_) is dict or any(map(_holds_mapping, typing.get_args(type_)))
-
-
-def _check_keys(run: type[RunConfig], sections: Mapping[str, type], keys: Sequence[str]) -> None:
-    """UserError at the first key that is a secret, a bare section, of another task, or not known, with the nearest
-    known one."""
-    types_by_key = dict(_known_keys(run, sections))
-    known = list(types_by_key)
-    mappings = tuple(f"{key}." for key, type_ in types_by_key.items() if _holds_mapping(type_))
-    for key in keys:
-        # Known or not, a token is one; data.key, of a mixture's sources too, names an array in a file.
-        ours = key in known or key.startswith(mappings)
-        if SECRET.search(key) and not (ours and key in ("data.key", "data.videos.key", "data.images.key")):
-            raise UserError(
-                f"{key}: looks like a secret, and a configuration is saved in clear text; remove it and log in "
-                "by the service's own command or environment variable (WANDB_API_KEY)"
-            )
-        if ours or key in ("help", "print_config"):
-            continue
-        inside = [name for name in known if name.startswith(f"{key}.")]
-        if inside:
-            raise UserError(f"{key}: is a section of keys; set one of them, for example {inside[0]}")
-        leaf = key.rsplit(".", 1)[-1]
-        near = [name for name in known if name.rsplit(".", 1)[-1] == leaf]
-        near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        section = key.split(".")[0]
-        for task, other in TASKS.items():
-            if section in other.__dataclass_fields__ and section not in run.__dataclass_fields__:
-                raise UserError(f"{key}: belongs to task {task}, and this is task {run.task}; remove it, or set task")
-        of_kind = f" of {section}.kind {sections[section].kind}" if section in REGISTRIES else ""
-        cure = f"did you mean {near[0]}?" if near else "--help lists all keys"
-        raise UserError(f"{key}: unknown key{of_kind}; {cure}")
-
-
 def _parse(
     run: type[RunConfig], sections: Mapping[str, type], values: Mapping[str, Any], overrides: Sequence[str]
 ) -> Any:
@@ -367,7 +298,7 @@ def _parse(
             parser = _parser(run, sections)
             namespace = parser.instantiate(parser.parse_args([*source, *overrides]))
     except jsonargparse.ArgumentError as error:
-        raise UserError(explain(one_line(str(error)), dict(_known_keys(run, sections)))) from error
+        raise UserError(explain(one_line(str(error)), dict(known_keys(run, sections)))) from error
     parts = {key: value for key, value in vars(namespace).items() if key != "config"}
     return run(**parts)
 
