@@ -13,8 +13,8 @@ from test_training_video_prediction import (  # noqa: F401
 )
 
 from vidpred.errors import UserError
+from vidpred.training.clip_levels import LEVEL_BIN_NAMES
 from vidpred.training.extra_losses import ExtraLosses
-from vidpred.training.video_prediction import LEVEL_BIN_NAMES
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -16,9 +16,9 @@ from vidpred import range_checks
 from vidpred.checkpoint_store import CheckpointStore, read_checkpoint
 from vidpred.errors import UserError
 from vidpred.training.interruption import StopRequest
+from vidpred.training.outcome import RunOutcome
 from vidpred.training.settings import TrainingConfig
 from vidpred.training.snapshots import load_weights
-from vidpred.training.trainer import RunOutcome
 
 TINY = Path(__file__).with_name("training_tiny.py")
 

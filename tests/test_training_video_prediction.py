@@ -16,7 +16,14 @@ from vidpred.conditioning import ConditionConfig, Conditioner, ConditioningConfi
 from vidpred.conditions import ConditionBatch
 from vidpred.data import Clip, ClipBatch, ClipDataset, ClipError, evaluation_batches, training_loader
 from vidpred.denoiser import Denoiser
-from vidpred.diffusion import LevelConfig, NoiseSchedule, SamplingConfig, ScheduleConfig, build_levels, build_parameterization
+from vidpred.diffusion import (
+    LevelConfig,
+    NoiseSchedule,
+    SamplingConfig,
+    ScheduleConfig,
+    build_levels,
+    build_parameterization,
+)
 from vidpred.errors import UserError
 from vidpred.evaluation import BadClipsError, EvaluationConfig, evaluate
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
@@ -30,8 +37,9 @@ from vidpred.training import (
     build_loggers,
     latest_checkpoint,
 )
+from vidpred.training.clip_levels import LEVEL_BIN_NAMES
 from vidpred.training.validation_set import ValidationSet
-from vidpred.training.video_prediction import LEVEL_BIN_NAMES, VideoPredictionTask
+from vidpred.training.video_prediction import VideoPredictionTask
 
 FRAMES, CONTEXT, SEED = 6, 2, 3
 
@@ -159,7 +167,7 @@ def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
     task = make_task(tmp_path)
     draws = torch.arange(10_000)
     roles = torch.tensor([[GIVEN, UNKNOWN, UNKNOWN]]).expand(len(draws), -1)
-    level = task._training_level(draws, roles)
+    level = task._levels.training(draws, roles)
     assert torch.equal(level.alpha[:, 0], torch.ones(len(draws))) and not level.sigma[:, 0].any()
     assert torch.equal(level.code[:, 1], level.code[:, 2])
     table = task._predictor.schedule.sigmas.float()
@@ -169,7 +177,7 @@ def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
     assert (counts - 1000).abs().max() <= 5  # far more even than random numbers would be (+- 30)
     for start in range(0, 400, 8):  # and so is every batch: no half of the levels is ever left out
         assert 3 <= (t[start : start + 8] < 500).sum() <= 5
-    far = task._training_level(draws + 10**12, roles).code[:, 1]
+    far = task._levels.training(draws + 10**12, roles).code[:, 1]
     assert 0.45 < (far > level.code[:, 1].median()).float().mean() < 0.55
 
 
@@ -218,23 +226,24 @@ def test_free_frames_have_levels_of_their_own_and_hidden_ones_are_pure_noise(tmp
     task = make_task(tmp_path, conditioning=ConditioningConfig("diffusion_forcing", context_frames=CONTEXT))
     draws = torch.arange(4000)
     roles = torch.tensor([[GIVEN, HIDDEN, FREE, FREE, UNKNOWN]]).expand(len(draws), -1)
-    level = task._training_level(draws, roles)
+    level = task._levels.training(draws, roles)
     assert not level.sigma[:, 0].any() and (level.sigma[:, 1] == task._predictor.schedule.sigmas[-1].float()).all()
     noisy = level.code[:, 2:]
     assert torch.corrcoef(noisy.T).triu(1).abs().max() < 0.06  # three independent levels
-    other = task._training_level(draws[1:], roles[1:])
+    other = task._levels.training(draws[1:], roles[1:])
     torch.testing.assert_close(other.code, level.code[1:])  # a function of the draw alone
 
 
 def test_context_noise_is_uniform_up_to_its_fraction_and_told_to_the_network(tmp_path):
     task = make_task(tmp_path, conditioning=ConditioningConfig(context_frames=CONTEXT, context_noise=0.3))
     draws = torch.arange(4000)
-    level = task._training_level(draws, torch.tensor([[GIVEN, GIVEN, UNKNOWN]]).expand(len(draws), -1))
+    level = task._levels.training(draws, torch.tensor([[GIVEN, GIVEN, UNKNOWN]]).expand(len(draws), -1))
     assert torch.equal(level.code[:, 0], level.code[:, 1])
     schedule = task._predictor.schedule
-    fractions = torch.searchsorted(schedule.sigmas.float(), level.sigma[:, 0].contiguous()) / schedule.num_train_timesteps
-    assert fractions.max() < 0.3 + 2 / schedule.num_train_timesteps and 0.14 < fractions.mean() < 0.16
-    clean = task._levels(torch.full((5,), 0.5), draws[:5], torch.full((5, 3), GIVEN), "validation")
+    steps = schedule.num_train_timesteps
+    fractions = torch.searchsorted(schedule.sigmas.float(), level.sigma[:, 0].contiguous()) / steps
+    assert fractions.max() < 0.3 + 2 / steps and 0.14 < fractions.mean() < 0.16
+    clean = task._levels.validation(draws[:5], torch.full((5, 3), GIVEN), 0)
     assert not clean.sigma.any()  # noise on what is given is for training alone
 
 

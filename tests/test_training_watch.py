@@ -68,7 +68,7 @@ def test_a_fault_is_named_at_the_next_check(tmp_path, cache, monkeypatch, caplog
     plant(monkeypatch, FAULTS[name])
     with caplog.at_level("WARNING", "vidpred"), pytest.MonkeyPatch.context() as patch:
         patch.setattr("vidpred.training.trainer.Trainer._require_finite_weights", lambda self: None)
-        patch.setattr("vidpred.training.trainer.Trainer._evaluate", lambda self: None)
+        patch.setattr("vidpred.training.review.Review.evaluate", lambda self, step: None)
         train_tiny(tmp_path, *MORE)
     findings = found(tmp_path / "tiny")
     assert (FAULT + 4, name) in findings and min(step for step, _ in findings) > FAULT

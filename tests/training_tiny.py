@@ -13,10 +13,11 @@ from vidpred import distributed, random_streams
 from vidpred.checkpoint_store import CheckpointStore
 from vidpred.training.averages import Averages
 from vidpred.training.loggers import LoggingConfig, WandbConfig, build_loggers, setup_console
+from vidpred.training.outcome import RunOutcome
 from vidpred.training.settings import TrainingConfig
 from vidpred.training.snapshots import latest_checkpoint
 from vidpred.training.task import Findings, TaskLoss
-from vidpred.training.trainer import RunOutcome, Trainer
+from vidpred.training.trainer import Trainer
 
 
 class TinyBatch:

@@ -1,10 +1,11 @@
 """Training: one `Trainer` (the loop) that drives a `Task` (what one step means)."""
 
 from vidpred.training.loggers import LoggingConfig, WandbConfig, build_loggers, setup_console
+from vidpred.training.outcome import RunOutcome
 from vidpred.training.settings import TrainingConfig
 from vidpred.training.snapshots import latest_checkpoint, load_weights
 from vidpred.training.task import Findings, Task, TaskLoss
-from vidpred.training.trainer import RunOutcome, Trainer
+from vidpred.training.trainer import Trainer
 
 __all__ = [
     "Findings",

@@ -47,7 +47,8 @@ class Chronicle:
             "weights_raw": weight_sample(self._task.network.state_dict()),
             "weights_averaged": weight_sample(self._ema.state_dict()),
         }
-        return {GROUP: tensors | weights}, {"record": values, "curve": self._curve.state(), "watch": self._watch.state()}
+        state = {"record": values, "curve": self._curve.state(), "watch": self._watch.state()}
+        return {GROUP: tensors | weights}, state
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on with the history in a checkpoint, whose weights and average are loaded already."""

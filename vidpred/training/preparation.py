@@ -1,4 +1,4 @@
-"""What stands between a bare network and the training step: compilation, DDP, autocast.
+"""What stands between a bare network and its call: compilation, DDP, autocast, and the mode.
 
 The order is fixed: compile the bare network, then wrap it in DDP, then autocast around both. The bare network
 stays usable (its own weights, no prefix in its state), which is what validation, EMA and checkpoints use.
@@ -6,7 +6,7 @@ stays usable (its own weights, no prefix in its state), which is what validation
 
 import contextlib
 import inspect
-from typing import Any, ContextManager, Optional
+from typing import Any, ContextManager, Iterator, Optional
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,17 @@ class TrainedNetwork(nn.Module):
     def gradients_stay_local(self) -> ContextManager:
         """Inside, a backward pass adds to this rank's gradients without averaging them over ranks."""
         return self._parallel.no_sync() if self._parallel else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside, the mode of before afterwards."""
+    before = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(before)
 
 
 def _wrap_in_ddp(network: nn.Module, device: torch.device) -> DistributedDataParallel:

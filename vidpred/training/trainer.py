@@ -6,7 +6,6 @@ Steps are counted by how many are done: after the first step `step` is 1. The st
 
 import contextlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Literal, Optional
 
@@ -23,25 +22,19 @@ from vidpred.training.ema import Ema, parameter_norm
 from vidpred.training.interruption import StopRequest
 from vidpred.training.loggers import Loggers
 from vidpred.training.optimization import Optimization
-from vidpred.training.preparation import Autocast, TrainedNetwork, autocast_dtype
+from vidpred.training.outcome import RunOutcome, mark_interrupted, remove_mark
+from vidpred.training.preparation import TrainedNetwork, autocast_dtype
 from vidpred.training.progress import Pace, ProgressBar, memory_gib
+from vidpred.training.range_log import RangeLines, range_values
+from vidpred.training.review import Review
+from vidpred.training.run_state import RunState
 from vidpred.training.settings import TrainingConfig
-from vidpred.training.snapshots import Snapshots, load_network
-from vidpred.training.task import Batch, Findings, Task
+from vidpred.training.snapshots import Snapshots
+from vidpred.training.task import Batch, Task
 from vidpred.training.verdicts import Journal, Verdict, VerdictMail
 from vidpred.training.watch import EVERY
 
 logger = logging.getLogger(__name__)
-
-INTERRUPTED_FILE = "interrupted"
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """How a run ended, and the number of steps that are done."""
-
-    status: Literal["finished", "already finished", "interrupted"]
-    step: int
 
 
 class Trainer:
@@ -88,7 +81,10 @@ class Trainer:
         self._stopping = False  # agreed by all ranks
         self._journal = Journal()
         self._chronicle = Chronicle(task, self._ema, config)
-        self._validated_step = self._saved_step = self._shown_ranges_step = -1
+        self._state = RunState(task, self._ema, self._optimization, self._adversary, self._journal, self._chronicle)
+        self._review = Review(task, self._ema, loggers, device, self._dtype)
+        self._range_lines = RangeLines(config.visualize_every_step or config.num_steps)
+        self._validated_step = self._saved_step = -1
         self.step = 0
         if resume_from is not None:
             self._restore(resume_from)
@@ -133,9 +129,9 @@ class Trainer:
         if self._due(self._config.checkpoint_every_step):
             self._save()
         if self._due(self._config.visualize_every_step):
-            self._visualize()
+            self._review.visualize(self.step, self.step / self._config.num_steps)
         if not self._done and self._due(self._config.evaluate_every_step):
-            self._evaluate()
+            self._review.evaluate(self.step)
 
     def _due(self, every: int) -> bool:
         """At multiples of `every` (0: never) and after the last step."""
@@ -216,9 +212,9 @@ class Trainer:
             "train/memory_gib": memory_gib(self._device),
         }
         ranges = self._collect_ranges()
-        values |= _range_values(ranges)
+        values |= range_values(ranges)
         progress.show(values)
-        self._show_ranges(ranges)
+        self._range_lines.show(self.step, ranges)
         self._loggers.log(self.step, values)
 
     def _collect_ranges(self) -> dict[str, range_checks.RangeStats]:
@@ -230,54 +226,19 @@ class Trainer:
     def _look_for_faults(self) -> None:
         """Rank 0 looks for all."""
         self._heed(self._mail.collect())
-        values = _range_values(self._collect_ranges())  # none where a log line has just taken them
+        values = range_values(self._collect_ranges())  # none where a log line has just taken them
         if distributed.is_main():
             values |= self._chronicle.look_for_faults(self.step)
         if values:
             self._loggers.log(self.step, values)
 
-    def _show_ranges(self, ranges: dict[str, range_checks.RangeStats]) -> None:
-        """On the console at the first log line, and then as often as there are pictures."""
-        rhythm = self._config.visualize_every_step or self._config.num_steps
-        if self._shown_ranges_step < 0 or self.step - self._shown_ranges_step >= rhythm:
-            self._shown_ranges_step = self.step
-            for name, stats in ranges.items():
-                logger.info("%s range: %s", name, stats)
-
     def _validate(self) -> None:
-        """Raw and averaged weights on the same validation samples; once a step."""
+        """Once a step."""
         if self._validated_step == self.step:
             return
         self._validated_step = self.step
-        values = {}
-        for suffix, network in (("", self._task.network), ("_ema", self._ema.network)):
-            with _evaluating(network):
-                figures = self._task.validate(Autocast(network, self._device, self._dtype))
-            values |= {f"validation/{name}{suffix}": value for name, value in figures.items()}
-        logger.info(
-            "step %d  validation loss %.6f  EMA %.6f",
-            self.step,
-            values["validation/loss"],
-            values["validation/loss_ema"],
-        )
-        self._loggers.log(self.step, values)
-        self._snapshots.note(self._config.best_metric, values[self._config.best_metric], self.step)
-
-    def _visualize(self) -> None:
-        progress = self.step / self._config.num_steps
-        self._publish("train/visualization", self._task.visualize(self._ema.network, self.step, progress))
-
-    def _evaluate(self) -> None:
-        self._publish("eval/visualization", self._task.evaluate(self._ema.network, self.step))
-
-    def _publish(self, name: str, findings: Findings) -> None:
-        if findings.pictures:
-            first, others = findings.pictures[0], len(findings.pictures) - 1
-            logger.info("step %d  pictures: %s and %d more files beside it", self.step, first, others)
-        if findings.values:
-            self._loggers.log(self.step, findings.values)
-        if findings.pictures:
-            self._loggers.log_pictures(self.step, name, findings.pictures)
+        metric, values = self._config.best_metric, self._review.validate(self.step)
+        self._snapshots.note(metric, values[metric], self.step)
 
     # Beginning, checkpoints and end ------------------------------------------------------------------------
 
@@ -304,8 +265,7 @@ class Trainer:
             self._device,
         )
         if distributed.is_main():
-            self._run_folder.mkdir(parents=True, exist_ok=True)
-            (self._run_folder / INTERRUPTED_FILE).unlink(missing_ok=True)
+            remove_mark(self._run_folder)
 
     def _save(self) -> None:
         """A checkpoint, validated so that the best is known; a run that is asked to stop does not wait."""
@@ -313,25 +273,7 @@ class Trainer:
         self._require_finite_weights()
         if self._config.validate_every_step > 0 and not self._stopping:
             self._validate()
-        tensors = {
-            "model": self._task.network.state_dict(),
-            "ema": self._ema.state_dict(),
-            **self._adversary.tensors(),
-            **self._task.tensors(),
-        }
-        history: dict[str, Any] = {}
-        if distributed.is_main():
-            with _evaluating(self._task.network):
-                recorded, history = self._chronicle.history()
-            tensors |= recorded
-        state = {
-            "history": history,
-            "optimizer": self._optimization.state_dict(),
-            **self._adversary.state(),
-            "ema_updates": self._ema.updates,
-            "bad_steps": self._journal.state(),
-            "task": self._task.state(),
-        }
+        tensors, state = self._state.saved()
         info = {"samples": self.step * self._config.batch_size, "world_size": distributed.world_size()}
         self._task.export(self._ema.network)  # first, so that a checkpoint means that it is there
         self._snapshots.save(self.step, tensors, state, info)
@@ -346,21 +288,15 @@ class Trainer:
             )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        load_network(self._task.network, checkpoint)
-        self._ema.load_state_dict(checkpoint.tensors["ema"], checkpoint.state["ema_updates"])
-        self._optimization.load_state_dict(checkpoint.state["optimizer"])
-        self._adversary.restore(checkpoint)
-        self._journal.load_state(checkpoint.state["bad_steps"])
+        self._state.restore(checkpoint)
         self._snapshots.restore(checkpoint.state)
-        self._task.load_state(checkpoint.state["task"])
-        self._chronicle.restore(checkpoint)
         self.step = checkpoint.step
         logger.info("resuming from %s", checkpoint.path)
 
     def _conclude(self, status: Literal["finished", "already finished"]) -> RunOutcome:
         """The evaluation of the last step, also when a finished run was stopped in the middle of it."""
         if status == "finished" or not self._task.is_evaluated(self.step):
-            self._evaluate()
+            self._review.evaluate(self.step)
         logger.info(
             "run %s: %d of %d steps done%s",
             status,
@@ -376,35 +312,9 @@ class Trainer:
             "run the same command again to go on"
         )
         if distributed.is_main():
-            (self._run_folder / INTERRUPTED_FILE).write_text(line + "\n", encoding="utf-8")
+            mark_interrupted(self._run_folder, line)
             logger.warning(line)
         return RunOutcome("interrupted", self.step)
-
-
-def _range_values(ranges: dict[str, range_checks.RangeStats]) -> dict[str, float]:
-    """Under the names of the log."""
-    return {
-        f"range/{name}/{figure}": float(value)
-        for name, stats in ranges.items()
-        for figure, value in (
-            ("min", stats.minimum),
-            ("max", stats.maximum),
-            ("mean", stats.mean),
-            ("std", stats.std),
-            ("non_finite", stats.non_finite),
-        )
-    }
-
-
-@contextlib.contextmanager
-def _evaluating(network: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside, the mode of before afterwards."""
-    before = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(before)
 
 
 @contextlib.contextmanager

@@ -3,15 +3,11 @@
     frames uint8 -> autoencoder -> calibrated latents x0 -> x_t = alpha x0 + sigma eps at the unknown frames
     -> denoiser.loss -> mean over clips
 
-The level of a clip and its noise are functions of (seed, running draw number). Draw n sees the level of
-u = frac(u_0 + n / golden ratio), see `diffusion.level_distributions`: uniform, and evenly spread over any
-consecutive draws, hence over a batch, which lowers the variance of the gradient (Kingma et al. 2021,
-"Variational diffusion models", appendix I).
+The level of a clip (see `clip_levels`) and its noise are functions of (seed, running draw number).
 """
 
 import contextlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Generator, Iterator
 
@@ -21,31 +17,28 @@ from torch import Tensor, nn
 
 from vidpred import distributed, random_streams, range_checks
 from vidpred.conditioning import ConditioningConfig
-from vidpred.conditions import Condition, ConditionBatch
+from vidpred.conditions import Condition
 from vidpred.data import ClipBatch, ClipLoader
-from vidpred.data.evaluation_batches import EvaluationBatches
 from vidpred.denoiser import Denoiser, DenoisingLoss
 from vidpred.diagnosis.record import TrainingRecord
 from vidpred.diffusion import LevelDistribution, NoiseLevel, add_noise
 from vidpred.errors import UserError
-from vidpred.evaluation import BadClipsError, ClipSample, Evaluation, save_pictures
-from vidpred.frame_roles import FREE, GIVEN, HIDDEN, is_scored
-from vidpred.prediction import ClipCount, Predictor
+from vidpred.evaluation import BadClipsError, Evaluation
+from vidpred.frame_roles import GIVEN, is_scored
+from vidpred.prediction import Predictor
 from vidpred.tensor_ops import shrink_frames
-from vidpred.training.averages import Averages
+from vidpred.training.clip_levels import VALIDATION_LEVELS, ClipLevels, loss_by_level
+from vidpred.training.clip_pictures import ClipPictures
 from vidpred.training.clip_stream import ClipStream
 from vidpred.training.extra_losses import ExtraLosses, NoisedClips
 from vidpred.training.inspection import Inspection
+from vidpred.training.latent_clips import EncodedValidation, LatentClips
 from vidpred.training.prompt_pictures import PromptPictures
 from vidpred.training.task import Findings, TaskLoss
 from vidpred.training.validation_set import ValidationSet
 
 logger = logging.getLogger(__name__)
 
-GOLDEN_STEP = 1327217885  # 2^31 / golden ratio, to the nearest integer
-HALF_WORD = 2**31
-LEVEL_BINS = 5
-VALIDATION_LEVELS = 4
 # Calibrated latents have deviation 1 on training clips: beyond this, autoencoder or calibration is wrong.
 SANE_LATENT = 100.0
 # The autoencoder is frozen and the calibration measured: no setting of the training changes either.
@@ -53,21 +46,6 @@ LATENT_CURE = (
     "check the videos and the autoencoder (autoencoder.half false, other weights), and start a new run, so "
     "that the calibration is measured again"
 )
-
-
-@dataclass(frozen=True)
-class _LatentClips:
-    """A validation batch as the denoiser wants it, kept on the host between validations."""
-
-    latents: Tensor
-    roles: Tensor
-    frame_times: Tensor
-    draws: Tensor
-    valid: Tensor
-    conditions: ConditionBatch | None = None
-
-    def to(self, device: torch.device) -> "_LatentClips":
-        return _LatentClips(*(value if value is None else value.to(device) for value in vars(self).values()))
 
 
 class VideoPredictionTask:
@@ -114,16 +92,15 @@ class VideoPredictionTask:
             raise UserError("data: the validation split holds no clip; add videos or give it a larger share")
         self.network = predictor.denoiser.network
         self.discriminator = None
-        self._predictor, self._conditioning, self._distribution = predictor, conditioning, distribution
+        self._predictor, self._evaluate_predictor = predictor, evaluate
+        self._run_folder, self._seed = run_folder, seed
+        self._levels = ClipLevels(conditioning, distribution, predictor.schedule, seed, predictor.device)
         self._stream = ClipStream(open_loader, validation.dataset)
-        self._validation, self._evaluate_predictor = validation, evaluate
-        self._run_folder, self._seed, self._fps = run_folder, seed, fps
-        self._pure_noise = predictor.schedule.at(torch.ones(1, 1, device=predictor.device))
+        self._validation, self._encoded_validation = validation, EncodedValidation(validation, predictor.encode)
+        self._pictures = ClipPictures(validation, seed, fps)
         self._show_training_clips, self._shrinkage, self._prompts = show_training_clips, shrinkage, prompts
         self._extra_losses = extra_losses
-        self._last_batch: ClipBatch | None = None
-        self._validation_latents: list[_LatentClips] | None = None
-        self._validation_dropped: dict[int, str] = {}
+        self._last_batch: ClipBatch | None = None  # only where it is to be shown
         self._inspection = Inspection(predictor, conditioning, validation.fixed_clips, seed, global_batch, reference)
         range_checks.expect("encoded latents", cure=LATENT_CURE)
         range_checks.expect("calibrated latents", -SANE_LATENT, SANE_LATENT, cure=LATENT_CURE)
@@ -139,19 +116,19 @@ class VideoPredictionTask:
         if self._show_training_clips:
             self._last_batch = batch
         latents = self._encode(shrink_frames(batch.frames, self._shrinkage(step)))
-        level = self._training_level(batch.draws, batch.roles)
+        level = self._levels.training(batch.draws, batch.roles)
         noise, condition = self._noise("training noise", batch, latents), self._condition(batch, dropped=True)
         denoiser = self._predictor.denoiser.with_network(network)
         result = self._denoising_loss(denoiser, latents, noise, level, batch, condition, bool(self._extra_losses))
         range_checks.report("x_t", add_noise(latents, noise, level))
         range_checks.report("network output", result.output)
-        averages = _by_level(result.per_frame.detach(), level, batch.roles)
+        averages = loss_by_level(result.per_frame.detach(), level, batch.roles)
         if not self._extra_losses:
             return TaskLoss(result.objective.mean(), averages)
         whole, terms = self._extra_losses.add(
             result, NoisedClips(latents, noise, level, is_scored(batch.roles), batch.draws), denoiser,
             lambda x, level: denoiser(x, level, batch.roles == GIVEN, batch.frame_times, condition),
-            lambda fraction: self._training_level(batch.draws, batch.roles, fraction),
+            lambda fraction: self._levels.training(batch.draws, batch.roles, fraction),
         )  # fmt: skip
         return TaskLoss(whole, averages.and_also(terms))
 
@@ -163,32 +140,6 @@ class VideoPredictionTask:
         latents = self._predictor.calibration.normalize(raw)
         range_checks.report("calibrated latents", latents)
         return latents
-
-    def _training_level(self, draws: Tensor, roles: Tensor, part: Tensor | None = None) -> NoiseLevel:
-        """(B, T): see `_levels`; given frames are noised by up to the configured fraction of the schedule."""
-        offset = random_streams.uniform(self._seed, "training level", torch.zeros_like(draws[:1]), ())  # (1,)
-        # Whole numbers, exact for any number of draws; float32 would run out of digits.
-        golden = (draws % HALF_WORD * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
-        level = self._levels((golden + offset) % 1, draws, roles, "training frame level", part)
-        most = self._conditioning.context_noise
-        if most == 0:
-            return level
-        fraction = most * random_streams.uniform(self._seed, "context noise", draws, (1,))
-        return NoiseLevel.where(roles == GIVEN, self._predictor.schedule.at(fraction), level)
-
-    def _levels(
-        self, u: Tensor, draws: Tensor, roles: Tensor, purpose: str, part: Tensor | None = None
-    ) -> NoiseLevel:
-        """(B, T): unknown frames at the level of the clip's u (B,) in [0, 1), free ones each at its own, which
-        is drawn for `purpose`; given ones clean, hidden ones pure noise. `part` (B,) in [0, 1) makes unknown and free
-        ones cleaner: that part of their u."""
-        cleaner = 1.0 if part is None else part[:, None]
-        level = self._distribution(cleaner * u[:, None])
-        if "diffusion_forcing" in self._conditioning.mixture():
-            own = random_streams.uniform(self._seed, purpose, draws, tuple(roles.shape[1:]))
-            level = NoiseLevel.where(roles == FREE, self._distribution(cleaner * own), level)
-        level = NoiseLevel.where(roles == HIDDEN, self._pure_noise, level)
-        return NoiseLevel.where(roles == GIVEN, NoiseLevel.clean((1, 1), roles.device), level)
 
     def _noise(self, purpose: str, batch: Any, latents: Tensor) -> Tensor:
         return random_streams.normal(self._seed, purpose, batch.draws, tuple(latents.shape[1:]), latents.device)
@@ -232,7 +183,7 @@ class VideoPredictionTask:
     def validate(self, network: nn.Module) -> dict[str, float]:
         """`loss`: the mean over validation clips, each at 4 levels and with noise that never change."""
         shares = distributed.gather_or_fail(
-            lambda: (list(self._validation_rows(network)), self._validation_dropped)
+            lambda: (list(self._validation_rows(network)), self._encoded_validation.dropped)
         )
         # Summed in clip order: the figure does not depend on the number of processes.
         rows = sorted(row for share, _ in shares for row in share)
@@ -241,38 +192,18 @@ class VideoPredictionTask:
 
     def _validation_rows(self, network: nn.Module) -> Iterator[tuple[int, float]]:
         """(clip, loss) of this rank's share."""
-        for clips in self._validation_clips():
+        for clips in self._encoded_validation.batches():
             losses = torch.stack([self._validation_loss(network, clips, k) for k in range(VALIDATION_LEVELS)])
             per_clip = losses.mean(0).cpu()[clips.valid]
             yield from zip(clips.draws[clips.valid].tolist(), per_clip.tolist())
 
-    def _validation_loss(self, network: nn.Module, clips: _LatentClips, stratum: int) -> Tensor:
+    def _validation_loss(self, network: nn.Module, clips: LatentClips, stratum: int) -> Tensor:
         """(B,): the loss at a level of each clip's own in [stratum, stratum + 1) / 4 of the timesteps."""
         on_device = clips.to(self._predictor.device)
-        golden = (on_device.draws * GOLDEN_STEP % HALF_WORD).float() / HALF_WORD
-        u = (stratum + golden) / VALIDATION_LEVELS
-        level = self._levels(u, on_device.draws, on_device.roles, f"validation frame level {stratum}")
+        level = self._levels.validation(on_device.draws, on_device.roles, stratum)
         noise = self._noise(f"validation noise {stratum}", on_device, on_device.latents)
         denoiser, condition = self._predictor.denoiser.with_network(network), self._condition(on_device, dropped=False)
         return self._denoising_loss(denoiser, on_device.latents, noise, level, on_device, condition).per_clip
-
-    def _validation_clips(self) -> list[_LatentClips]:
-        """Read and encoded once; a clip that cannot be read then is left out of every validation."""
-        if self._validation_latents is None:
-            batches = self._validation.batches(self._validation.count)
-            self._validation_latents = [
-                _LatentClips(
-                    self._predictor.encode(batch.frames).cpu(),
-                    batch.roles,
-                    batch.frame_times,
-                    batch.draws,
-                    valid,
-                    batch.conditions,
-                )
-                for batch, valid in batches
-            ]
-            self._validation_dropped = batches.dropped
-        return self._validation_latents
 
     # Pictures and evaluation -------------------------------------------------------------------------------
 
@@ -280,52 +211,13 @@ class VideoPredictionTask:
         """Pictures of a few clips, predicted with as many inference steps as belong to `progress`."""
         predictor = self._predictor_with(network)
         num_steps = predictor.sampling.num_steps_at(progress)
-        shares = distributed.gather_or_fail(lambda: self._predict_pictured(predictor, num_steps))
-        samples = sorted(
-            (sample for share, _, _ in shares for sample in share), key=lambda sample: sample.index
-        )
-        self._validation.require_half(len(samples), (dropped for _, _, dropped in shares))
         folder = self._run_folder / "samples" / f"step_{step:08d}"
-        pictures = self._save_pictures(folder, samples)
-        if self._prompts is not None:
-            pictures += self._prompts.save(self._predictor_with(network, quiet=True), folder, num_steps, self._fps)
-        clip_rate = sum(rate * len(share) for share, rate, _ in shares) / len(samples)
-        values = {"sampling/clip_rate": clip_rate, "sampling/num_inference_steps": float(num_steps)}
-        return Findings(values, pictures)
-
-    def _predict_pictured(
-        self, predictor: Predictor, num_steps: int
-    ) -> tuple[list[ClipSample], float, dict[int, str]]:
-        """This rank's share of the clips to look at, its clip rate, and the clips that cannot be read."""
-        known, count, samples = predictor.context_frames, ClipCount(), []
-        batches = self._pictured_batches()
-        for batch, valid in batches:
-            prediction = predictor.predict(
-                batch.frames[:, :known],
-                batch.frames.shape[1] - known,
-                self._seed,
-                condition=predictor.conditions_of(batch),
-                num_inference_steps=num_steps,
-                draws=batch.draws,
-                callback=count,
-            )  # (B, T - known, 3, H, W)
-            frames, prediction = batch.frames.cpu().numpy(), prediction.cpu().numpy()
-            for row in valid.nonzero().flatten().tolist():
-                index, clip = int(batch.draws[row]), frames[row]
-                samples.append(
-                    ClipSample(index, batch.names[row], clip[:known], clip[known:], prediction[row])
-                )
-        return samples, count.rate, getattr(batches, "dropped", {})
-
-    def _pictured_batches(self) -> EvaluationBatches | list[tuple[ClipBatch, Tensor]]:
-        if not self._show_training_clips or self._last_batch is None:
-            return self._validation.batches(self._validation.pictured)
-        share = -(-self._validation.pictured // distributed.world_size())
-        return [(self._last_batch, torch.arange(len(self._last_batch)) < share)]
-
-    def _save_pictures(self, folder: Path, samples: list[ClipSample]) -> list[Path]:
-        """Rank 0 draws; the paths of the strips, GIFs and videos."""
-        return save_pictures(folder, samples, self._fps) if distributed.is_main() else []
+        findings = self._pictures.draw(predictor, folder, num_steps, self._last_batch)
+        if self._prompts is None:
+            return findings
+        quiet = self._predictor_with(network, quiet=True)
+        prompted = self._prompts.save(quiet, folder, num_steps, self._pictures.fps)
+        return Findings(findings.values, findings.pictures + prompted)
 
     def evaluate(self, network: nn.Module, step: int) -> Findings:
         """PSNR, SSIM and LPIPS beside floor and ceiling: a JSON file, a table in the log, a few pictures.
@@ -340,7 +232,7 @@ class VideoPredictionTask:
                 logger.error("step %d  no figures: %s", step, error)
             return Findings({}, [])
         path = self._evaluation_file(step)
-        pictures = self._save_pictures(path.with_suffix(""), result.samples)
+        pictures = self._pictures.save(path.with_suffix(""), result.samples)
         if distributed.is_main():
             result.save(path)
             logger.info("step %d  evaluation: %s\n%s", step, path, result.table())
@@ -385,17 +277,3 @@ class VideoPredictionTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._stream.load_state(state)
-
-
-def _by_level(per_frame: Tensor, level: NoiseLevel, roles: Tensor) -> Averages:
-    """The loss of each scored frame under the bin of its noise code, in fifths of [0, 1]."""
-    bins = (level.code * LEVEL_BINS).long().clamp(max=LEVEL_BINS - 1)  # (B, T)
-    bins = bins.masked_fill(~is_scored(roles), -1).flatten()
-    member = bins[:, None] == torch.arange(LEVEL_BINS, device=bins.device)  # (B*T, bins)
-    sums = torch.where(member, per_frame.flatten()[:, None], 0).sum(0)
-    return Averages(LEVEL_BIN_NAMES, sums, member.float().sum(0))
-
-
-LEVEL_BIN_NAMES = tuple(
-    f"train/loss_code_{k / LEVEL_BINS:.1f}_{(k + 1) / LEVEL_BINS:.1f}" for k in range(LEVEL_BINS)
-)
