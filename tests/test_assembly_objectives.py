@@ -21,8 +21,8 @@ SETTINGS = {
         "--conditioning.scheme=diffusion_forcing", "--sampling.sampler=euler", "--diffusion.motion_radius=2",
     ],
     "context noise": [
-        "--diffusion.motion_radius=2", "--conditioning.context_noise=0.2", "--sampling.context_noise=0.1", "--sampling.guidance.kind=fractional",
-        "--sampling.guidance.scale=1.5", "--sampling.sampler=dpmpp_2m",
+        "--diffusion.motion_radius=2", "--conditioning.context_noise=0.2", "--sampling.context_noise=0.1",
+        "--sampling.guidance.kind=fractional", "--sampling.guidance.scale=1.5", "--sampling.sampler=dpmpp_2m",
     ],
     "rectified flow": [
         "--diffusion.schedule.kind=flow", "--diffusion.parameterization=flow", "--diffusion.schedule.shift=2",

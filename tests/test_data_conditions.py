@@ -151,7 +151,10 @@ def test_a_text_stands_in_a_sentence_drawn_for_each_clip(root):
 @pytest.mark.parametrize(
     "changes, line",
     [
-        (dict(prompt_templates=("a {}",)), "data.prompt_templates: there is no text to put into them; set data.captions"),
+        (
+            dict(prompt_templates=("a {}",)),
+            "data.prompt_templates: there is no text to put into them; set data.captions",
+        ),
         (dict(captions="metadata", prompt_templates=("{}", "a cat")), "'a cat' must hold {} once"),
         (dict(captions="metadata", prompt_templates=("{} and {}",)), "must hold {} once"),
     ],
@@ -235,8 +238,10 @@ def flip_bytes(path, rows, place):
     (lambda root: (root / "dog/c.csv").unlink(), "dog/c.mp4 has no dog/c.npy, .npz or .csv beside it"),
     (lambda root: np.save(root / "dog/c.npy", np.ones((FRAMES, 2))), "dog/c.mp4 has both dog/c.npy and dog/c.csv"),
     (lambda root: break_file(root / "dog/c.csv", np.ones((5, 2))), "c.csv: has 5 rows, and its clip 12 frames"),
-    (lambda root: break_file(root / "dog/c.csv", np.ones((FRAMES, 3))), "dog/c.csv has rows of 3 numbers, cat/a.npy of 2"),
-    (lambda root: break_file(root / "dog/c.csv", np.full((FRAMES, 2), np.nan)), "c.csv: has values that are not finite"),
+    (lambda root: break_file(root / "dog/c.csv", np.ones((FRAMES, 3))),
+     "dog/c.csv has rows of 3 numbers, cat/a.npy of 2"),
+    (lambda root: break_file(root / "dog/c.csv", np.full((FRAMES, 2), np.nan)),
+     "c.csv: has values that are not finite"),
     (lambda root: (root / "dog/c.csv").write_text("left,right\n"), "c.csv: cannot be read"),
     (lambda root: np.save(root / "cat/a.npy", np.ones(FRAMES)), r"a.npy: holds float64 \(12,\), not one row"),
     (lambda root: np.save(root / "cat/a.npy", np.array([{}] * FRAMES)), "a.npy: cannot be read"),

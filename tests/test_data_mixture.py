@@ -122,7 +122,8 @@ def test_calibration_is_of_both_and_evaluation_of_the_videos(images, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [(dict(image_share=0.0), "data.image_share: 0.0 is no share"), (dict(image_share=1.0), "data.image_share"),
-     (dict(images={}), "data.images: has no kind; give one of"), (dict(videos={"root": "x"}), "data.videos: has no kind"),
+     (dict(images={}), "data.images: has no kind; give one of"),
+     (dict(videos={"root": "x"}), "data.videos: has no kind"),
      (dict(videos={"kind": "mixture"}), "data.videos: a mixture in a mixture"),
      (dict(videos={"kind": "magic"}), "data.kind: 'magic' is not known"),
      (dict(images={"kind": "image_folder"}), "data.images: data.root: not set"),
@@ -233,7 +234,8 @@ def test_the_watch_looks_at_the_videos_of_a_mixture(tmp_path, images):
 
 
 def test_keys_of_the_sources_are_overridden_by_their_dotted_names(tmp_path, images):
-    loaded = load_config(arguments(tmp_path / "run", images, "--data.images.max_enlargement=3.0", "--data.image_share=0.5"))
+    overrides = ("--data.images.max_enlargement=3.0", "--data.image_share=0.5")
+    loaded = load_config(arguments(tmp_path / "run", images, *overrides))
     assert loaded.data.sources()["images"].max_enlargement == 3.0 and loaded.data.image_share == 0.5
     assert loaded.data.sources()["images"].root == images["root"]
 

@@ -49,8 +49,9 @@ def test_a_kernel_of_one_weight_shifts_one_given_frame(frame, source, dy, dx):
 
 @pytest.mark.parametrize(
     "mask, t, sources",
-    [("prediction", 2, [1, 0]), ("prediction", 4, [1, 0]), ("one", 1, [2, None]), ("ends", 1, [0, 4]), ("ends", 3, [4, 0])],
-)
+    [("prediction", 2, [1, 0]), ("prediction", 4, [1, 0]), ("one", 1, [2, None]),
+     ("ends", 1, [0, 4]), ("ends", 3, [4, 0])],
+)  # fmt: skip
 def test_every_position_has_a_kernel_of_its_own(mask, t, sources):
     """Against the definition, one position at a time; the nearest frame in time comes first."""
     motion, logits, x, given, times = problem(mask)

@@ -93,7 +93,8 @@ def test_the_rollouts_of_the_readme(tmp_path):
                "--training.num_steps=1")  # fmt: skip
     shown, names = [], {"frames": torch.zeros(4, 3, 16, 16, dtype=torch.uint8), "show": lambda x: shown.append(x)}
     names["given"] = torch.tensor([True, False, False, True])
-    example = example.replace('"runs/any_frames"', repr(str(tmp_path / "tiny"))).replace("num_frames=1000", "num_frames=20")
+    example = example.replace('"runs/any_frames"', repr(str(tmp_path / "tiny")))
+    example = example.replace("num_frames=1000", "num_frames=20")
     exec(example, names)
     assert names["future"].shape == (4, 40, 3, 16, 16) and torch.cat(shown).shape == (20, 3, 16, 16)
     assert names["between"].shape == (4, 3, 16, 16)

@@ -128,7 +128,8 @@ def test_pictures_during_training_are_a_grid(tmp_path, pictures):
 
 @pytest.mark.parametrize(
     "more, message",
-    [(["--evaluation.task=prediction"], "evaluation.task: prediction needs 1 or more, and conditioning.context_frames is 0"),
+    [(["--evaluation.task=prediction"],
+      "evaluation.task: prediction needs 1 or more, and conditioning.context_frames is 0"),
      (["--evaluation.task=infilling"], "evaluation.task: infilling needs 2 or more, and data.num_frames is 1"),
      (["--conditioning.context_frames=1"], "conditioning.context_frames: 1 given frames leave nothing to predict")],
 )  # fmt: skip
@@ -149,7 +150,8 @@ def test_one_picture_is_compared_with_its_reconstruction(tmp_path, run_file):
     assert ceiling["psnr_to_reconstruction"] == {
         "mean": None, "ci95": None, "per_horizon": None, "unavailable": "it is of the model's samples alone"
     }  # fmt: skip
-    to_picture, to_ceiling, own = (row["mean"] for row in (model["psnr"], model["psnr_to_reconstruction"], ceiling["psnr"]))
+    rows = (model["psnr"], model["psnr_to_reconstruction"], ceiling["psnr"])
+    to_picture, to_ceiling, own = (row["mean"] for row in rows)
     assert 0 < to_picture < 40 and 0 < to_ceiling < 40 and own > 10 and to_picture != to_ceiling
     logged = [row for row in metrics(run) if "eval/psnr_to_reconstruction" in row]
     assert logged[0]["eval/psnr_to_reconstruction"] == to_ceiling

@@ -1,4 +1,4 @@
-"""diffusers' UNet2DModel as a network of this library: the same numbers, any size, conditions, refusals, a whole run."""
+"""diffusers' UNet2DModel as a network of this library: the same numbers, any size, conditions, refusals, a run."""
 
 import pytest
 import torch
@@ -62,7 +62,8 @@ def test_a_condition_goes_through_its_class_embedding():
 
 @pytest.mark.parametrize(
     "changes, message",
-    [(dict(channels=()), "network.channels"), (dict(norm_groups=3), "network.norm_groups: 3 does not divide the width 8"),
+    [(dict(channels=()), "network.channels"),
+     (dict(norm_groups=3), "network.norm_groups: 3 does not divide the width 8"),
      (dict(attention_levels=(2,)), "network.attention_levels: level 2 does not exist; use 0 to 1"),
      (dict(head_dim=5), "network.head_dim: 5 does not divide the width 16")],
 )  # fmt: skip

@@ -313,9 +313,8 @@ def test_filling_tells_the_network_when_frames_are():
 
 
 def generator(num_frames, denoiser=follow_the_noise):
-    predictor = make(denoiser)
-    arguments = (predictor.denoiser, predictor.autoencoder, predictor.calibration, predictor.schedule, predictor.sampling)
-    return Predictor(*arguments, 0, num_frames)
+    p = make(denoiser)
+    return Predictor(p.denoiser, p.autoencoder, p.calibration, p.schedule, p.sampling, 0, num_frames)
 
 
 def test_a_model_without_context_continues_from_nothing():

@@ -67,7 +67,8 @@ def test_keyframes_come_before_what_lies_between_them():
     sample = Clockwork()
     list(keyframes_first(sample, clock(K), 20, T, RolloutOptions(stride=4)))
     first, *gaps = sample.windows
-    assert first.frame_times.tolist() == [0, 1, 2, 6, 10, 14, 18, 22] and first.given.tolist() == [True] * 3 + [False] * 5
+    assert first.frame_times.tolist() == [0, 1, 2, 6, 10, 14, 18, 22]
+    assert first.given.tolist() == [True] * 3 + [False] * 5
     assert all(gap.given.tolist() == [True] * 3 + [False] * 3 + [True] for gap in gaps) and len(gaps) == 5
 
 

@@ -32,7 +32,8 @@ def tiny(channels, out_channels):
 
 
 def test_speed_of_all_networks_and_the_ratio_of_their_medians(monkeypatch):
-    monkeypatch.setattr(benchmark, "build_networks", lambda c: {name: tiny(c, c) for name in ("vidpred", "svd", "unet3d")})
+    names = ("vidpred", "svd", "unet3d")
+    monkeypatch.setattr(benchmark, "build_networks", lambda c: {name: tiny(c, c) for name in names})
     options = benchmark.parse(["--rounds", "2", "--warmup", "0", "--size", "4", "--frames", "3"])
     report = benchmark.measure_speed(options, torch.device("cpu"))
     for step in ("training_step", "sampling_step"):

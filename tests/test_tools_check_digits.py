@@ -71,7 +71,8 @@ def test_the_command(tmp_path, monkeypatch, run_file):
     result = json.loads((folder / "digits.json").read_text())
     assert result["samples"] == 5 and 0 <= result["recognised"] <= 1 and len(result["real"]["histogram"]) == 10
     assert printed[0].startswith("model: ") and any("real test digits" in line for line in printed)
-    one, other = (check_digits.draw(check_digits.subject_from_checkpoint(run, "cpu").predictor, 16, 5, 0, n) for n in (2, 5))
+    predictor = check_digits.subject_from_checkpoint(run, "cpu").predictor
+    one, other = (check_digits.draw(predictor, 16, 5, 0, n) for n in (2, 5))
     assert torch.equal(one, other), "a picture does not depend on its batch"
     code, _, errors = run_file(tool, "--checkpoint", run, "--samples", 0)
     assert code == 2 and "--samples: 0 must be 1 or more" in errors[-1]

@@ -123,7 +123,7 @@ def test_a_rollout_that_breaks_keeps_what_it_measured():
 
 def test_conditions_are_those_of_the_clips():
     predictor, count = make_told(), 6
-    context, truth = torch.zeros(2, 2, 3, 32, 32, dtype=torch.uint8), torch.zeros(2, count, 3, 32, 32, dtype=torch.uint8)
+    context, truth = (torch.zeros(2, frames, 3, 32, 32, dtype=torch.uint8) for frames in (2, count))
     told = asked(2 + count)
     behaviour_of(Scene(predictor, context, truth, torch.arange(2), 2, 3, 0, None, told))
     seen = [call.actions[0, :, 0].tolist() for call in predictor.denoiser.calls]
@@ -133,7 +133,8 @@ def test_conditions_are_those_of_the_clips():
 
 def test_a_video_is_continued_without_conditions_and_that_is_said():
     subject = SimpleNamespace(predictor=make_told(), conditioning=ConditioningConfig(context_noise=0.1))
-    assert [line[:19] for line in _notes(subject, [], True)] == ["conditions withheld"] and not _notes(subject, [], False)
+    assert [line[:19] for line in _notes(subject, [], True)] == ["conditions withheld"]
+    assert not _notes(subject, [], False)
     assert not _notes(SimpleNamespace(**{**vars(subject), "predictor": make_told(config=None)}), [], True)
 
 

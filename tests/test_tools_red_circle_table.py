@@ -19,7 +19,8 @@ def cache(tmp_path, monkeypatch):
 
 def test_the_table(tmp_path, run_file):
     keys = {"data.height": 16, "data.width": 16, "network.channels": "[16,32]", "network.head_dim": 8,
-            "training.num_steps": 4, "training.batch_size": 2, "training.log_every_step": 2, "evaluation.lpips_net": "none",
+            "training.num_steps": 4, "training.batch_size": 2, "training.log_every_step": 2,
+            "evaluation.lpips_net": "none",
             "sampling.num_inference_steps": 2, "autoencoder.min_psnr": 5, "device": "cpu"}  # fmt: skip
     arguments = [f"--{key}={value}" for key, value in keys.items()]
     code, printed, errors = run_file(TOOLS / "red_circle_table.py", *arguments, cwd=tmp_path)

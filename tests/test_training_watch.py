@@ -175,7 +175,8 @@ def test_a_resumed_watch_remembers_the_least_loss():
 
 @pytest.mark.parametrize("factor, shift, clips, one_batch, name", [
     (1, 0, 64, False, None), (5, 0, 64, False, "latent_scale_missing"), (0.2, 0, 64, False, "latent_scale_doubled"),
-    (1, 1, 64, False, "latent_scale_missing"), (1, 0.5, 64, False, None), (5, 0, 64, True, None), (5, 0, 16, False, None),
+    (1, 1, 64, False, "latent_scale_missing"), (1, 0.5, 64, False, None),
+    (5, 0, 64, True, None), (5, 0, 16, False, None),
 ])  # fmt: skip
 def test_the_scale_of_latents_is_judged_by_enough_clips(factor, shift, clips, one_batch, name):
     """Of four log lines between two checks; a mean within four standard errors of 0 is chance."""

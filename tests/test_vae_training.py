@@ -137,8 +137,8 @@ def test_two_processes_with_accumulation_are_one(tmp_path, finished):
 
 
 def test_the_decoder_alone_keeps_every_bit_of_the_encoder(tmp_path, finished):
-    text = re.sub(r"vae: \{.*?\}", f"vae: {{kind: pretrained, pretrained: {finished / 'vae'}, lpips_weight: 0}}", TINY_VAE,
-                  flags=re.DOTALL)  # fmt: skip
+    vae = f"vae: {{kind: pretrained, pretrained: {finished / 'vae'}, lpips_weight: 0}}"
+    text = re.sub(r"vae: \{.*?\}", vae, TINY_VAE, flags=re.DOTALL)
     train_here(arguments_of(tmp_path, "decoder", text, "--training.weight_decay=0.1", "--training.ema_decay=0"))
     before = build_autoencoder(KLConfig(pretrained=str(finished / "vae"))).vae.state_dict()
     after = build_autoencoder(KLConfig(pretrained=str(tmp_path / "decoder" / "vae"))).vae.state_dict()

@@ -7,8 +7,8 @@ The classifier knows 98 % of the official test digits at least, and calls what i
 in about two minutes on one core, and kept in the cache. Printed, beside the same figures of the real test digits: how
 many samples it recognises with a confidence of 0.9 or more, and how they spread over the ten digits. A model that takes
 classes (condition.kinds class) is asked for each digit in turn; how many samples are what was asked for is printed too.
-Written: digits.json and samples.png. Exit code: 0 where 80 % are recognised, all ten digits are there, and, of a model of
-classes, 90 % are what was asked for; 1 else; 2 when it could not be tried.
+Written: digits.json and samples.png. Exit code: 0 where 80 % are recognised, all ten digits are there, and, of a model
+of classes, 90 % are what was asked for; 1 else; 2 when it could not be tried.
 """
 
 import argparse

@@ -5,8 +5,8 @@
 
 Of each predicted frame the centroid of the drawn shape is compared with the place to which the pushes have brought it;
 it follows where it is within 2 pixels. Written: a table and steering.json. Exit code: 0 where at least 95 % follow with
-the actions, at the model's own guidance, and without them no more than of a shape that stays where it was, within the 95 %
-interval of that share over the clips; 1 else; 2 when it could not be tried.
+the actions, at the model's own guidance, and without them no more than of a shape that stays where it was, within the
+95 % interval of that share over the clips; 1 else; 2 when it could not be tried.
 """
 
 import argparse

@@ -132,9 +132,9 @@ def run(config: Config) -> Optional[Drawn]:
 
 
 def summarize(rows: dict[str, dict[int, Drawn]]) -> dict[str, dict[str, Any]]:
-    """Means over clips and seeds, of {name: {seed: Drawn}}. `gain` is the PSNR above that of REFERENCE, paired by seed
-    and clip, with half of its 95 % interval over clips (of the mean over seeds) and over seeds (of the mean over clips).
-    """
+    """Means over clips and seeds, of {name: {seed: Drawn}}. `gain` is the PSNR above that of REFERENCE, paired by
+    seed and clip, with half of its 95 % interval over clips (of the mean over seeds) and over seeds (of the mean over
+    clips)."""
     summary, reference = {}, rows.get(REFERENCE, {})
     for name, drawn in rows.items():
         summary[name] = {
@@ -185,7 +185,7 @@ def parse(arguments: Optional[list[str]] = None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=300, help="of each run")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("runs_objectives"), help="the folder of the runs and the result")
+    parser.add_argument("--out", type=Path, default=Path("runs_objectives"), help="of the runs and the result")
     options, options.overrides = parser.parse_known_args(arguments)
     require(options.steps >= 8, f"--steps: {options.steps} is too few to train; give at least 8")
     require(bool(combinations(options)), "--weights: edm has uniform only; add it, or another objective")

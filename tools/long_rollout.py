@@ -4,10 +4,11 @@
     python tools/long_rollout.py --rollout sliding keyframes --stabilization 0 0.05 0.1
     python tools/long_rollout.py --video FILE --windows 20        continues one video; the truth as far as it goes
 
-A window is as many new frames as a training clip has after its context, or --window-frames. By window: PSNR beside the copy
-of the last context frame and the autoencoder's ceiling, motion over that of the truth, decoded values out of range, memory;
-and of moving digits how many are still recognised, beside how many are in true frames and by chance. Written: a table, and
-long_rollout.json, .png and .mp4. Exit code: 0, 1 when a value is not finite, 2 when it could not be tried.
+A window is as many new frames as a training clip has after its context, or --window-frames. By window: PSNR beside
+the copy of the last context frame and the autoencoder's ceiling, motion over that of the truth, decoded values out of
+range, memory; and of moving digits how many are still recognised, beside how many are in true frames and by chance.
+Written: a table, and long_rollout.json, .png and .mp4. Exit code: 0, 1 when a value is not finite, 2 when it could not
+be tried.
 """
 
 import argparse

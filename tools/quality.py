@@ -3,8 +3,8 @@
 Each run has the quickstart's data, batch size, autoencoder, objective and sampler; what differs is the network,
 and whether it predicts the frame itself or the residual to given frames that it moves, as the quickstart does. The
 peer is conditioned as Stable Video Diffusion is, which has no residual; one more run of it, at its best rate, has,
-motion and all. All predict x0, so their validation losses are errors of the same thing. Every network is tuned over the same learning rates, in equal
-time and, in a last series of this project's network, in the peer's number of steps.
+motion and all. All predict x0, so their validation losses are errors of the same thing. Every network is tuned over
+the same learning rates, in equal time and, in a last series of this project's network, in the peer's number of steps.
 
 Time is that of the steps: a wait for the data, or for the validation, is not counted.
 """

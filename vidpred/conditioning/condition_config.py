@@ -41,8 +41,8 @@ class ConditionConfig:
     kinds: tuple[str, ...] = ()
     """Any of class, text and actions; the data must have them (data.classes, data.captions, data.actions)."""
     dropout: float = 0.1
-    """Probability that a training clip's condition is left out; above 0 it makes guidance possible. Of several kinds each
-    is also left out by itself with this probability, so that the network learns to follow any of them alone."""
+    """Probability that a training clip's condition is left out; above 0 it makes guidance possible. Of several kinds
+    each is also left out by itself with this probability, so that the network learns to follow any of them alone."""
     width: int = 128
     """Width of the embeddings that the network receives."""
     text: TextConfig = field(default_factory=TextConfig)

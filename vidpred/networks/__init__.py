@@ -95,7 +95,9 @@ def build_unet2d(
     config: UNet2DConfig, in_channels: int, out_channels: int, condition: Optional[ConditionShape] = None
 ) -> DiffusersUNet2D:
     if condition and condition.has_tokens:
-        raise UserError("network.kind: diffusers_unet2d takes classes, but no text; use unet, or leave text out of kinds")
+        raise UserError(
+            "network.kind: diffusers_unet2d takes classes, but no text; use unet, or leave text out of kinds"
+        )
     return DiffusersUNet2D(
         in_channels=in_channels,
         out_channels=out_channels,
