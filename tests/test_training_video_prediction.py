@@ -26,7 +26,7 @@ from vidpred.diffusion import (
 )
 from vidpred.errors import UserError
 from vidpred.evaluation import BadClipsError, EvaluationConfig, evaluate
-from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN
+from vidpred.frame_roles import GIVEN, HIDDEN, UNKNOWN
 from vidpred.prediction import LatentCalibration, Predictor
 from vidpred.tensor_ops import append_dims
 from vidpred.training import (
@@ -163,24 +163,6 @@ def first_batch(task, step=0):
     return batch
 
 
-def test_levels_are_clean_at_given_frames_and_uniform_over_timesteps(tmp_path):
-    task = make_task(tmp_path)
-    draws = torch.arange(10_000)
-    roles = torch.tensor([[GIVEN, UNKNOWN, UNKNOWN]]).expand(len(draws), -1)
-    level = task._levels.training(draws, roles)
-    assert torch.equal(level.alpha[:, 0], torch.ones(len(draws))) and not level.sigma[:, 0].any()
-    assert torch.equal(level.code[:, 1], level.code[:, 2])
-    table = task._predictor.schedule.sigmas.float()
-    t = torch.searchsorted(table, level.sigma[:, 1].contiguous())
-    assert torch.equal(table[t], level.sigma[:, 1])  # a training timestep, exactly
-    counts = torch.bincount(t // 100, minlength=10)
-    assert (counts - 1000).abs().max() <= 5  # far more even than random numbers would be (+- 30)
-    for start in range(0, 400, 8):  # and so is every batch: no half of the levels is ever left out
-        assert 3 <= (t[start : start + 8] < 500).sum() <= 5
-    far = task._levels.training(draws + 10**12, roles).code[:, 1]
-    assert 0.45 < (far > level.code[:, 1].median()).float().mean() < 0.55
-
-
 def test_conditions_are_dropped_by_the_draw_at_their_rate(tmp_path):
     task, rows = make_task(tmp_path), 4000
     task._predictor.conditioner = Conditioner(ConditionConfig(kinds=("class",), class_names=("a", "b"), dropout=0.25))
@@ -220,31 +202,6 @@ def test_of_several_kinds_each_is_also_dropped_by_itself(tmp_path):
         assert seen.float().mean().item() == pytest.approx(expected, abs=0.03)
     whole = task._condition(batch, dropped=False)
     assert (whole.classes == 1).all() and whole.actions_known.all()
-
-
-def test_free_frames_have_levels_of_their_own_and_hidden_ones_are_pure_noise(tmp_path):
-    task = make_task(tmp_path, conditioning=ConditioningConfig("diffusion_forcing", context_frames=CONTEXT))
-    draws = torch.arange(4000)
-    roles = torch.tensor([[GIVEN, HIDDEN, FREE, FREE, UNKNOWN]]).expand(len(draws), -1)
-    level = task._levels.training(draws, roles)
-    assert not level.sigma[:, 0].any() and (level.sigma[:, 1] == task._predictor.schedule.sigmas[-1].float()).all()
-    noisy = level.code[:, 2:]
-    assert torch.corrcoef(noisy.T).triu(1).abs().max() < 0.06  # three independent levels
-    other = task._levels.training(draws[1:], roles[1:])
-    torch.testing.assert_close(other.code, level.code[1:])  # a function of the draw alone
-
-
-def test_context_noise_is_uniform_up_to_its_fraction_and_told_to_the_network(tmp_path):
-    task = make_task(tmp_path, conditioning=ConditioningConfig(context_frames=CONTEXT, context_noise=0.3))
-    draws = torch.arange(4000)
-    level = task._levels.training(draws, torch.tensor([[GIVEN, GIVEN, UNKNOWN]]).expand(len(draws), -1))
-    assert torch.equal(level.code[:, 0], level.code[:, 1])
-    schedule = task._predictor.schedule
-    steps = schedule.num_train_timesteps
-    fractions = torch.searchsorted(schedule.sigmas.float(), level.sigma[:, 0].contiguous()) / steps
-    assert fractions.max() < 0.3 + 2 / steps and 0.14 < fractions.mean() < 0.16
-    clean = task._levels.validation(draws[:5], torch.full((5, 3), GIVEN), 0)
-    assert not clean.sigma.any()  # noise on what is given is for training alone
 
 
 def test_only_scored_frames_enter_the_loss_and_its_bins(tmp_path):

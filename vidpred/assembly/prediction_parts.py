@@ -6,6 +6,7 @@
 import contextlib
 import logging
 from pathlib import Path
+from typing import Callable
 
 import torch
 
@@ -58,7 +59,6 @@ def build_task(
     config.training.settle_epoch(train_clips.steps_per_epoch(config.training.batch_size))
     settle_conditions(config, train_clips, checkpoint or beginning)
     roles = training_roles(config.conditioning)
-    evaluated = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)
     if config.evaluation.task not in trained_tasks(config.conditioning):
         task, scheme = config.evaluation.task, config.conditioning.scheme
         logger.warning("evaluation.task: %s, which conditioning.scheme %s does not train", task, scheme)
@@ -71,27 +71,31 @@ def build_task(
     predictor = build_predictor(config, autoencoder, calibration, device)
     if beginning is not None:
         load_weights(predictor.denoiser.network, beginning)
-
-    evaluated_clips = val_clips
-    if config.evaluation.num_frames is not None:
-        evaluated_clips = build_dataset(config.evaluation.clip_config(config.data), "val", config.seed)
-
-    def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
-        return evaluate(
-            current, evaluated_clips, config.evaluation, evaluated, seed=config.seed, step=step, ema=True, split="val",
-            chosen="the weights of the training run at this step",
-            num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
-        )
-
     return VideoPredictionTask(
         predictor, config.conditioning, build_levels(config.diffusion.levels, predictor.schedule),
         loader_opener(config, train_clips, roles, device), validation_set(config, val_clips, roles),
-        evaluate_on_validation,
+        _evaluation_of(config, val_clips),
         run_folder=folder, seed=config.seed, global_batch=config.training.batch_size,
         show_training_clips=config.overfit_one_batch,
         shrinkage=config.training.shrinkage, prompts=_prompts(config, predictor), extra_losses=extra_losses,
         reference=history.record if history else None,
     )
+
+
+def _evaluation_of(config: Config, clips: ClipDataset) -> Callable[[Predictor, int], Evaluation]:
+    """(predictor, step) -> its full evaluation on these validation clips, or on as long ones as are asked for."""
+    roles = evaluation_roles(config.evaluation.task, config.conditioning.context_frames)
+    if config.evaluation.num_frames is not None:
+        clips = build_dataset(config.evaluation.clip_config(config.data), "val", config.seed)
+
+    def evaluate_on_validation(current: Predictor, step: int) -> Evaluation:
+        return evaluate(
+            current, clips, config.evaluation, roles, seed=config.seed, step=step, ema=True, split="val",
+            chosen="the weights of the training run at this step",
+            num_workers=config.data.num_workers, timeout=config.data.decode_timeout,
+        )  # fmt: skip
+
+    return evaluate_on_validation
 
 
 def _prompts(config: Config, predictor: Predictor) -> PromptPictures:
