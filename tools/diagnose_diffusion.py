@@ -8,10 +8,13 @@ was found, 2 it could not be examined.
 """
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import torch
+from tqdm import tqdm
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # works where vidpred is cloned but not installed
@@ -25,7 +28,7 @@ from vidpred.diagnosis import (  # noqa: E402
     summary,
     verdict,
 )
-from vidpred.diagnosis.diagnose import CLIPS  # noqa: E402
+from vidpred.diagnosis.diagnose import CLIPS, PARTS, Progress  # noqa: E402
 from vidpred.errors import UserError, door  # noqa: E402
 
 
@@ -36,7 +39,8 @@ def main() -> int:
     folder = results_folder(options.out, subject.folder / "diagnosis")
     print(f"model: {subject.title}", flush=True)
     try:
-        diagnosis = diagnose_subject(subject, options.clips)
+        with progress() as starts:
+            diagnosis = diagnose_subject(subject, options.clips, starts)
     except torch.OutOfMemoryError as error:
         raise UserError(f"out of GPU memory with {options.clips} clips; look at fewer of them (--clips)") from error
     for line in diagnosis_lines(diagnosis):
@@ -47,6 +51,20 @@ def main() -> int:
     print(f"\nplot: {plot}\nmeasures and findings: {results}")
     print(verdict(diagnosis.findings, "" if diagnosis.findings else summary(diagnosis)))
     return 1 if diagnosis.findings else 0
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar over the parts of a diagnosis, with an ETA, on the standard error stream."""
+    layout = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
+    with tqdm(total=sum(PARTS.values()), bar_format=layout, leave=False) as bar:
+        order = list(PARTS)
+
+        def starts(part: str) -> None:
+            bar.set_description(part)
+            bar.update(sum(PARTS[done] for done in order[: order.index(part)]) - bar.n)
+
+        yield starts
 
 
 def _options() -> argparse.Namespace:

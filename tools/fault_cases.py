@@ -22,7 +22,7 @@ from vidpred.files import write_json
 TOOLS = Path(__file__).resolve().parent
 PER_FAULT = {"tuning": 3, "rehearsal": 2, "judgement": 5}
 VISIBLE_DB = 1.0  # what a fault costs at least, or its next attempt is planted
-ATTEMPTS = 4
+ATTEMPTS = 6
 
 
 @dataclass(frozen=True)

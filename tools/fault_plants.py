@@ -28,12 +28,15 @@ def weights_not_finite(case: Case) -> Planted:
 
 
 def weights_exploded(case: Case) -> Planted:
-    """A checkpoint that was scaled, or a training whose rate rises until it diverges: its record knows nothing else."""
+    """A checkpoint that was scaled, or a training whose rate rises until it diverges: its record knows nothing else.
+
+    A short memory of squared gradients keeps Adam's steps as long as the rate is, so that it cannot recover.
+    """
     if case.number % 2:
         base = case.base("scenes")
-        rate = (0.3, 1.0, 0.1, 3.0)[case.attempt]
+        rate = 0.3 * 3.0**case.attempt
         keys = {"training.warmup_steps": steps_of(case.set_name, base.recipe), "training.lr_schedule": "constant",
-                "training.learning_rate": rate, "training.max_grad_norm": 1e6}  # fmt: skip
+                "training.learning_rate": rate, "training.beta2": 0.5, "training.max_grad_norm": 1e6}  # fmt: skip
         model = case.train(base.recipe.but(keys))
         if not diverged(model.run):
             raise UserError(f"{model.run}: its loss did not diverge")
@@ -179,7 +182,7 @@ def unclipped_x0_explodes(case: Case) -> Planted:
     steps = max(2, 8 - 2 * ((case.number + case.attempt) % 4))
     keys = {"sampling.clip.kind": "none", "sampling.num_inference_steps": steps}
     if case.number or case.attempt:  # a model of its own, trained for a shorter time
-        base = case.train(base.recipe.but({"training.num_steps": 250 - 50 * case.attempt}))
+        base = case.train(base.recipe.but({"training.num_steps": max(250 - 50 * case.attempt, 50)}))
     return case.edit(base, edits.set_keys(keys))
 
 
@@ -248,9 +251,9 @@ def ema_never_updated(case: Case) -> Planted:
 
 def ema_not_loaded(case: Case) -> Planted:
     """The raw weights of a noisy training in the place of their average."""
-    recipe = case.base("scenes").recipe
+    recipe = case.base("residual x0").recipe
     keys = {**CONSTANT_RATE, "training.learning_rate": 8e-3 * 1.4**case.attempt, "training.batch_size": 2,
-            "training.ema_decay": 0.98}  # fmt: skip
+            "training.beta1": 0.5, "training.beta2": 0.9, "training.ema_decay": 0.98}  # fmt: skip
     return case.edit(case.train(recipe.but(keys)), edits.average_is("model"))
 
 

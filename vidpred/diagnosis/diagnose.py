@@ -4,7 +4,7 @@ import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from torch import Tensor
 
@@ -25,6 +25,10 @@ from vidpred.files import write_json
 
 CLIPS = 12
 TRAINING_CLIPS = 16
+# What is done in turn, and its share of the time in per cent, roughly: a rollout is four predictions.
+PARTS = {"reading clips": 25, "against the record": 10, "one step": 10, "prediction": 10, "other given frames": 10,
+         "bound on x0": 5, "rollout": 30}  # fmt: skip
+Progress = Callable[[str], None]  # called with the name of a part when it starts
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,14 @@ def diagnose(checkpoint: Union[str, Path], device: str = "auto", clips: int = CL
     return diagnose_subject(subject_from_checkpoint(checkpoint, str(device)), clips)
 
 
-def diagnose_subject(subject: Subject, clips: int = CLIPS) -> Diagnosis:
-    """As `diagnose`, of a model that is already read."""
-    return diagnose_clips(subject, diagnosed_clips(subject, clips))
+def diagnose_subject(subject: Subject, clips: int = CLIPS, starts: Progress = lambda part: None) -> Diagnosis:
+    """As `diagnose`, of a model that is already read. starts: is told each of PARTS when it starts."""
+    starts("reading clips")
+    return diagnose_clips(subject, diagnosed_clips(subject, clips), starts)
 
 
-def diagnose_clips(subject: Subject, examined: ClipBatch) -> Diagnosis:
-    """As `diagnose`, on clips that are already read."""
+def diagnose_clips(subject: Subject, examined: ClipBatch, starts: Progress = lambda part: None) -> Diagnosis:
+    """As `diagnose_subject`, on clips that are already read."""
     measures, notes = weight_measures(subject), {}
     points = subject.history.curve.points if subject.history else []
     measures |= curve_measures(points) if subject.history else {}
@@ -84,10 +89,11 @@ def diagnose_clips(subject: Subject, examined: ClipBatch) -> Diagnosis:
     levels, chain, latents = [], None, None
     if not measures["weights/not_finite"]:
         if measures["record/present"]:
+            starts("against the record")
             read_now = {} if recorded is None else dict(zip(recorded.names, recorded.frames))
             found, notes = record_measures(subject, subject.history.record, read_now)
             measures |= found
-        found, levels, chain, latents = _predictions(subject, examined)
+        found, levels, chain, latents = _predictions(subject, examined, starts)
         measures |= found
     return Diagnosis(
         subject.title, len(examined), measures, notes, judge(measures, notes), levels, chain, latents, points
@@ -118,7 +124,7 @@ def _typical_motion(clips: Tensor) -> float:
 
 
 def _predictions(
-    subject: Subject, clips: ClipBatch
+    subject: Subject, clips: ClipBatch, starts: Progress
 ) -> tuple[dict[str, float], list[LevelRow], Chain, LatentFigures]:
     predictor, seed = subject.predictor, subject.seed
     latents = predictor.encode(clips.frames)
@@ -130,6 +136,7 @@ def _predictions(
         "latents/largest_uncertainty": max(figures.uncertainty),
         "latents/calibrated": float(figures.measured),
     }
+    starts("one step")
     levels = one_step_errors(predictor, latents, clips, seed)
     found |= level_measures(levels, "levels")
     trained = _with_weights(subject)
@@ -137,11 +144,15 @@ def _predictions(
         raw = copy.copy(predictor)
         raw.denoiser = trained
         found |= level_measures(one_step_errors(raw, latents, clips, seed), "raw_levels")
+    starts("prediction")
     chain = run_chain(predictor, latents, clips, seed)
     found |= chain_measures(predictor, latents, clips, chain)
     if found["chain/finite"]:
+        starts("other given frames")
         found |= influence_measures(predictor, latents, clips, chain, seed)
+        starts("bound on x0")
         found |= clip_measures(predictor, latents, clips, chain, seed)
+        starts("rollout")
         found |= rollout_measures(predictor, latents, clips, seed)
     return found, levels, chain, figures
 

@@ -19,7 +19,7 @@ FALLING = 0.2  # of the loss, from a third of the training to its end
 ANNEALED = 0.3  # of the peak learning rate
 UNFINISHED = 0.6  # of the planned steps
 HARDLY_MOVED = 0.015  # of the norm of the weights: no loss stands still after so short a way
-LEARNED_LOSS = 0.7  # of the first loss
+LEARNED_LOSS, FALLEN = 0.7, 0.8  # of the first loss: it knows what clips look like; it is not untrained
 FROZEN, SLOW_MOTION, FASTER = 0.05, 0.3, 3.0  # energy of motion; rms changes of data over the recorded ones
 LOST = 0.9  # of the one-step error that needs no learning, although the loss has fallen
 # Of what the clips differ by, standard errors, of predicting zero, of the one-step error that needs no given frames.
@@ -125,7 +125,7 @@ def learning(m: Known) -> Iterator[Finding]:
 
 
 def _has_fallen(m: Known) -> bool:
-    return m["curve/last_over_first"] < LEARNED_LOSS or m["curve/fall_middle"] > FALLING
+    return m["curve/last_over_first"] < FALLEN or m["curve/fall_middle"] > FALLING
 
 
 def _rising(m: Known) -> bool:

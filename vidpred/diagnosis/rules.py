@@ -23,6 +23,7 @@ LOST_DB = 3.0  # of the recorded reconstruction
 LEAST_GAIN = 0.1
 UNRECOGNISABLE_DB = 15.0
 EMA_MOVED = 0.02  # of the way of the weights: an average that never left the start
+EQUAL, EMA_APART = 1e-7, 1e-5  # relative distance of average and weights; the way of the weights that shows in it
 EMA_STEPS = 5  # before them there is no average to speak of
 EMA_LAG = 0.6
 EMA_WORSE = 1.15  # times the error of the raw weights
@@ -234,7 +235,7 @@ def average(m: Known) -> Iterator[Finding]:
             )
         return
     replaced = m["ema/changed"] > 1e-6 or m["x0/difference"] > SAME
-    if m["ema/distance"] < 1e-7 and m["ema/updates"] > 1 and (replaced or m["weights/moved"] > 0):
+    if m["ema/distance"] < EQUAL and m["ema/updates"] > 1 and (replaced or m["weights/moved"] > EMA_APART):
         yield Finding(
             "fatal",
             "ema_not_loaded",
