@@ -120,7 +120,8 @@ def floor_of(predictor: Predictor, frames: Tensor) -> float:
 
 def _generation(predictor: Predictor, frames: Tensor, conditions: Optional[ConditionBatch]) -> Health:
     length = predictor.num_frames
-    drawn = predictor.predict(frames[:, :0], length, condition=conditions)
+    numbers = torch.arange(len(frames))
+    drawn = predictor.generate(*frames.shape[-2:], numbers, condition=conditions, num_frames=length)
     real = _points(frames[:, :length])
     mean = real.mean(0, keepdim=True).expand_as(real)
     ratio = energy_distance(_points(drawn), real) / energy_distance(mean, real)
