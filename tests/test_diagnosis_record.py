@@ -9,7 +9,7 @@ from vidpred.checkpoint_store import find_checkpoint, read_checkpoint
 from vidpred.diagnosis import subject_from_checkpoint
 from vidpred.diagnosis.curve import MOST, LossCurve
 from vidpred.diagnosis.record import CLIPS, read_history, record_capacity, weight_sample
-from vidpred.diagnosis.record_measures import record_measures
+from vidpred.diagnosis.record_measures import record_measures, reference_measures
 from vidpred.diagnosis.subject import recorded_clips
 
 
@@ -62,11 +62,15 @@ def test_a_checkpoint_holds_what_training_saw_and_inference_repeats_it(tmp_path,
     measures, _ = record_measures(subject, record, read_now)
     for name in ("pixels/difference", "vae/difference", "calibration/difference", "schedule/difference"):
         assert measures[name] < 1e-6, name
+    few = reference_measures(subject.predictor, record.first(1, 2), {})
+    assert few["vae/recorded_psnr"] == few["vae/psnr_on_recorded"] != measures["vae/recorded_psnr"]
     assert measures["x0/difference"] < 1e-3 < measures["x0/raw_to_averaged"] and record.scaling == 1
 
 
 def test_an_older_checkpoint_has_no_history(tmp_path, cache):  # noqa: F811
     train_tiny(tmp_path)
     checkpoint = read_checkpoint(tmp_path / "tiny")
+    checkpoint.tensors["record"].pop("reconstruction_psnr")
+    assert read_history(checkpoint).record is None
     checkpoint.tensors.pop("record")
     assert read_history(checkpoint) is None

@@ -57,8 +57,8 @@ FAULTS = {
     "clip_bound_binds": {"clip/truth_rms": 0.5, "clip/truth_changed": 0.1, "clip/error_over_auto": 1.4},
     "unclipped_x0_explodes": {"clip/none": 1, "chain/x0_over_truth": 3.6, "clip/error_over_auto": 1.1},
     "untrained": {"levels/ratio": 1.1, "levels/ratio_least": 1.0, "curve/last_over_first": 0.97, "curve/fall_middle": 0.02},
-    "undertrained": {"levels/ratio_least": 0.7, "curve/rate_end_over_peak": 1, "curve/fall_middle": 0.4},
-    "loss_plateau": {"levels/ratio_least": 0.66, "curve/rate_end_over_peak": 1, "curve/fall_middle": 0.02},
+    "undertrained": {"levels/ratio_least": 0.7, "chain/coarse_mse": 0.012, "curve/rate_end_over_peak": 1, "curve/fall_middle": 0.4},
+    "loss_plateau": {"levels/ratio_least": 0.66, "chain/coarse_mse": 0.012, "curve/rate_end_over_peak": 1, "curve/fall_middle": 0.02},
     "frozen_output": {"chain/coarse_motion": 0.02},
     "given_frames_ignored": {"given/swapped_over_own": 1.0, "given/change": 0.2, "given/worse_certainty": -0.5,
                              "chain/error": 1.2},
@@ -75,6 +75,7 @@ HEALTHY = {
                        "given/worse_certainty": 6, "levels/ratio_noisy": 0.85, "curve/rate_end_over_peak": 1},
     "a still scene under noise": {"levels/ratio_least": 0.87, "levels/ratio_noisy": 0.87, "chain/copy_mse": 0.0043,
                                   "chain/noise_mse": 0.0021, "chain/true_coarse_motion": 0.4},
+    "a moving scene under noise": {"levels/ratio_least": 0.7, "chain/coarse_mse": 0.005, "chain/noise_mse": 0.001},
     "a thousand slow videos behind an ordinary VAE": {"chain/coarse_mse": 4e-4, "chain/ceiling_coarse_mse": 3e-4},
     "static camera": {"chain/copy_coarse_mse": 1e-4, "chain/decoded_copy_coarse_mse": 1e-4, "chain/coarse_mse": 1e-4,
                       "chain/true_coarse_motion": 0.8, "chain/coarse_motion": 0.01},
@@ -138,7 +139,7 @@ def test_scaling_factors_on_both_sides_of_one(scaling):
 
 
 def test_a_plateau_names_its_cause():
-    plateau = {"levels/ratio_least": 0.7, "curve/fall_middle": 0.02}
+    plateau = {"levels/ratio_least": 0.7, "chain/coarse_mse": 0.012, "curve/fall_middle": 0.02}
     annealed, constant = (judge({**SOUND, **plateau, "curve/rate_end_over_peak": rate})[0] for rate in (0.01, 1))
     assert "too small" in annealed.cause and "never annealed" in constant.cause
     assert names(**plateau, **{"chain/copy_mse": 3e-5}) == []  # nothing but noise is left to learn

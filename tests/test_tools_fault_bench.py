@@ -248,13 +248,14 @@ def stirred(network):
     return network
 
 
-def test_a_training_that_diverged_is_told_from_one_that_learned_and_one_that_did_not(tmp_path):
-    def diverged(losses):
+def test_the_burst_of_a_loss_is_found_where_it_had_learned_before(tmp_path):
+    def burst(losses):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"train/loss": loss}) + "\n" for loss in losses))
-        return fault_health.diverged(tmp_path)
+        return fault_health.burst(tmp_path)
 
-    assert diverged([1, 0.2, 0.1, 5, 9, 9]) and not diverged([1, 0.5, 0.2, 0.1, 0.1, 0.1])
-    assert not diverged([0.1, 5, 9, 9, 9])
+    assert burst([1, 0.2, 0.1, 5, 9, 90, 9, 9, 1, 0.3]) == 8
+    assert burst([1, 0.2, 0.1, 0.1, 0.5, 0.9, 0.4, 0.3, 0.1, 0.3]) is None  # noise
+    assert burst([0.1, 5, 9, 90, 9, 9, 1, 0.3]) is None  # had not learned
 
 
 def test_the_network_of_the_judgement_predicts_and_takes_conditions():

@@ -91,9 +91,9 @@ class Case:
             raise UserError(f"base {kind}: is not healthy itself ({health.words})")
         return model
 
-    def train(self, recipe: Recipe) -> Model:
-        """A model of this case alone."""
-        name = f"{self.fault}_{self.number}_{self.attempt}"
+    def train(self, recipe: Recipe, part: str = "") -> Model:
+        """A model of this case alone; of several each has its `part`."""
+        name = f"{self.fault}_{self.number}_{self.attempt}{part and '_'}{part}"
         return trained(self.set_name, recipe, 100 + self.number, self.out, name)
 
     def edit(self, base: Model, *changes: edits.Edit, **others: Any) -> Planted:

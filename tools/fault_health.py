@@ -8,6 +8,7 @@
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -29,7 +30,7 @@ ATTEMPTS = 3
 LONGER = 1.8  # times as many steps in each attempt
 NEARER = 0.5  # of the mean picture's distance from real clips
 FALLEN = 0.1  # of the first loss
-RISEN = 10.0  # times the least loss
+RISEN, SEVERAL = 10.0, 5  # times the least loss; losses in a row
 
 
 @dataclass(frozen=True)
@@ -137,10 +138,14 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
     return float(2 * torch.cdist(a, b).mean() - within(a) - within(b))
 
 
-def diverged(run: Path) -> bool:
-    """Whether the training's loss ends far above the least that it had, which was below the first."""
-    losses = _losses(run)
-    return min(losses) < losses[0] and float(np.mean(losses[-3:])) > RISEN * min(losses)
+def burst(run: Path) -> Optional[int]:
+    """The step that ends the SEVERAL losses in a row with the largest geometric mean, of a training that logged every
+    step; None where it is not far above the least loss before them, or nothing was learned until then."""
+    logs = np.log([max(loss, 1e-9) for loss in _losses(run)])
+    means = np.convolve(logs, np.ones(SEVERAL) / SEVERAL, mode="valid")
+    worst = int(means.argmax())
+    least = logs[: worst + 1].min()
+    return worst + SEVERAL if least < logs[0] and means[worst] > least + math.log(RISEN) else None
 
 
 def _memory(run: Path) -> Health:
@@ -151,7 +156,7 @@ def _memory(run: Path) -> Health:
 
 def _losses(run: Path) -> list[float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line["train/loss"] for line in lines if "train/loss" in line]
+    return [float(line["train/loss"]) for line in lines if "train/loss" in line]
 
 
 # Clips and PSNR --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import fault_edits as edits
 import numpy as np
 from fault_case import HARDLY, WHOLE_LAYERS, Case, Planted
 from fault_data import write_scene
-from fault_health import diverged, steps_of
+from fault_health import burst, steps_of
 from fault_models import COMMON, Model, trained
 from fault_recipes import CONSTANT_RATE, NO_MOTION, PLAIN, X0
 from fault_vaes import written_vae
@@ -28,19 +28,17 @@ def weights_not_finite(case: Case) -> Planted:
 
 
 def weights_exploded(case: Case) -> Planted:
-    """A checkpoint that was scaled, or a training whose rate rises until it diverges: its record knows nothing else.
-
-    A short memory of squared gradients keeps Adam's steps as long as the rate is, so that it cannot recover.
-    """
+    """A checkpoint that was scaled, or that of a training in a burst of its loss: its record knows nothing else."""
     if case.number % 2:
         base = case.base("scenes")
-        rate = 0.3 * 3.0**case.attempt
         keys = {"training.warmup_steps": steps_of(case.set_name, base.recipe), "training.lr_schedule": "constant",
-                "training.learning_rate": rate, "training.beta2": 0.5, "training.max_grad_norm": 1e6}  # fmt: skip
-        model = case.train(base.recipe.but(keys))
-        if not diverged(model.run):
-            raise UserError(f"{model.run}: its loss did not diverge")
-        return _beside(model, base)
+                "training.learning_rate": (1.0, 3.0, 0.5, 10.0, 0.3, 30.0)[case.attempt],
+                "training.max_grad_norm": 1e6, "training.log_every_step": 1}  # fmt: skip
+        whole = case.train(base.recipe.but(keys), "whole")
+        step = burst(whole.run)
+        if step is None:
+            raise UserError(f"{whole.run}: its loss never diverged")
+        return _beside(case.train(base.recipe.but(keys | {"training.num_steps": step})), base)
     part, factor = (("", 2.5), ("head", 40.0), (WHOLE_LAYERS[case.set_name], 3.0))[case.number // 2 % 3]
     return case.edit(case.base("any"), edits.scale_weights(factor * 1.5**case.attempt, part))
 

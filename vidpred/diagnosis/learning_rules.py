@@ -7,13 +7,13 @@ from vidpred.diagnosis.findings import Finding
 
 MOST_CLIPS = 0.8  # of the clips show a fault of the data
 DISORDER, ORDER_CONTRAST = 0.75, 0.1
-BOTTLENECK_DB, BOTTLENECK_SHARE, BOTTLENECK_COPY = 30.0, 0.4, 0.28  # all on means over squares of pixels
+BOTTLENECK_DB, BOTTLENECK_SHARE, BOTTLENECK_COPY = 30.0, 0.4, 0.33  # all on means over squares of pixels
 BINDS_RMS, BINDS_COST = 0.05, 1.05
 EXPLODES, EXPLODES_COST = 2.5, 1.01
 # Of the one-step error that needs no learning, at the best level: above the first one nothing was learned; the last is
 # for a loss that stands still at a high rate, which is evidence by itself.
 LEARNED, HARDLY_LEARNED, HARDLY_LEARNED_FLAT = 0.95, 0.62, 0.56
-POOR, GOOD = 0.8, 0.2  # of the squared error that needs no learning
+POOR, FAIR, GOOD = 0.8, 0.45, 0.2  # of the squared error that needs no learning
 VISIBLE, OVER_NOISE = 2e-4, 3.0  # that error (37 dB), and over the pixels' noise, below which nothing is to be learned
 FALLING = 0.2  # of the loss, from a third of the training to its end
 ANNEALED = 0.3  # of the peak learning rate
@@ -107,7 +107,8 @@ def learning(m: Known) -> Iterator[Finding]:
         f"the one-step error is {m['levels/ratio']:.2f} of what needs no learning (at the best level "
         f"{m['levels/ratio_least']:.2f}), the prediction's squared error {skill:.2f} of the copied frame's"
     )
-    hardly = m["levels/ratio_least"] > (HARDLY_LEARNED_FLAT if _flat(m) else HARDLY_LEARNED)
+    # Noise of pixels that nobody can predict makes one-step errors large, and is averaged away in the skill.
+    hardly = skill > FAIR and m["levels/ratio_least"] > (HARDLY_LEARNED_FLAT if _flat(m) else HARDLY_LEARNED)
     if _frozen(m):
         yield _frozen_output(m)
     elif _ignored(m):

@@ -37,7 +37,7 @@ class TrainingRecord:
     them. shift, scale: (C,) the calibration. given: (N, T) bool; frame_times: (N, T); draws: (N,) numbers of the clips.
     alphas, sigmas: (levels,) the schedule's table. estimates: x0 at FRACTIONS, (3, N, T, C, h, w) float16 in calibrated
     units, of the averaged weights; raw_estimates: of the trained ones. names: of the clips. seed: of the noise in them.
-    reconstruction_psnr: dB, of decode(encode(frames)). scaling: what the autoencoder multiplies its latents with.
+    reconstruction_psnr: (N, F) dB, of decode(encode(frames)). scaling: what the autoencoder multiplies latents with.
     """
 
     frames: Tensor
@@ -51,9 +51,9 @@ class TrainingRecord:
     sigmas: Tensor
     estimates: Tensor
     raw_estimates: Tensor
+    reconstruction_psnr: Tensor
     names: tuple[str, ...]
     seed: int
-    reconstruction_psnr: float
     scaling: float = math.nan
 
     @property
@@ -67,8 +67,9 @@ class TrainingRecord:
         few = {name: getattr(self, name)[:clips] for name in ("given", "frame_times", "draws", "names")}
         few |= {name: getattr(self, name)[:, :clips] for name in ("estimates", "raw_estimates")}
         return dataclasses.replace(
-            self, frames=self.frames[:clips, :frames], latents=self.latents[:clips, :frames], **few
-        )
+            self, frames=self.frames[:clips, :frames], latents=self.latents[:clips, :frames],
+            reconstruction_psnr=self.reconstruction_psnr[:clips, :frames], **few,
+        )  # fmt: skip
 
     def estimates_of(self, denoiser: Callable[..., Tensor], predictor: Predictor) -> Tensor:
         """The x0 (3, N, T, C, h, w) of `denoiser` for exactly what the recorded estimates were made of."""
@@ -127,8 +128,8 @@ class RecordedClips:
     given: Tensor
     frame_times: Tensor
     draws: Tensor
+    reconstruction_psnr: Tensor
     names: tuple[str, ...]
-    reconstruction_psnr: float
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def record_clips(predictor: Predictor, clips: ClipBatch) -> RecordedClips:
     shown = on_device[:, :frames].contiguous()
     return RecordedClips(
         shown.cpu(), autoencoder.encode(on_device).cpu(), clips.given, clips.frame_times, clips.draws,
-        tuple(clips.names), reconstruction_psnr(autoencoder, shown),
+        reconstruction_psnr(autoencoder, shown).cpu(), tuple(clips.names),
     )  # fmt: skip
 
 
@@ -167,6 +168,7 @@ def take_record(
         "draws": clips.draws,
         "alphas": schedule.alphas,
         "sigmas": schedule.sigmas,
+        "reconstruction_psnr": clips.reconstruction_psnr,
     }
     for name, network in (("estimates", averaged), ("raw_estimates", predictor.denoiser.network)):
         found = latents.new_zeros(0, *latents.shape)
@@ -174,8 +176,8 @@ def take_record(
             denoise = _unconditional(predictor.denoiser.with_network(network), predictor, given)
             found = _estimates(denoise, latents, given, frame_times, draws, schedule.alphas, schedule.sigmas, seed)
         tensors[name] = found.clamp(-LARGEST, LARGEST).half()
-    values = {"names": list(clips.names), "seed": seed, "reconstruction_psnr": clips.reconstruction_psnr}
-    return tensors, values | {"scaling": scaling_of(predictor.autoencoder)}
+    values = {"names": list(clips.names), "seed": seed, "scaling": scaling_of(predictor.autoencoder)}
+    return tensors, values
 
 
 def scaling_of(autoencoder: nn.Module) -> float:
@@ -197,7 +199,8 @@ def read_history(checkpoint: Checkpoint) -> Optional[TrainingHistory]:
         return None
     tensors = dict(tensors)
     weights = {name: tensors.pop(f"weights_{name}") for name in ("start", "raw", "averaged")}
-    record = None if values["record"] is None else as_record(tensors, values["record"])
+    complete = values["record"] is not None and "reconstruction_psnr" in tensors  # older ones are not compared with
+    record = as_record(tensors, values["record"]) if complete else None
     training = checkpoint.config.get("training", {})
     return TrainingHistory(
         checkpoint.step,

@@ -108,8 +108,8 @@ def _decoding_measures(autoencoder: Autoencoder, record: TrainingRecord) -> dict
     frames = record.frames
     decoded = to_uint8(autoencoder.decode(record.latents[:, : frames.shape[1]].to(device))).cpu()
     return {
-        "vae/recorded_psnr": record.reconstruction_psnr,
-        "vae/psnr_on_recorded": reconstruction_psnr(autoencoder, frames.to(device)),
+        "vae/recorded_psnr": float(record.reconstruction_psnr.mean()),
+        "vae/psnr_on_recorded": float(reconstruction_psnr(autoencoder, frames.to(device)).mean()),
         "vae/decoded_psnr": _psnr(decoded, frames),
         "vae/decoded_psnr_reordered": max(_psnr(decoded[:, :, list(order)], frames) for order in ORDERS),
     }
