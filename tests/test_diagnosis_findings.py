@@ -218,7 +218,8 @@ def test_wrong_noise_in_the_state_is_named(tmp_path):
 
 def test_levels_of_another_variance_are_judged_as_those_of_one():
     """EDM: x = x0 + sigma eps, so that alpha is 1 at every level."""
-    figures = latent_figures(LatentCalibration(3), torch.randn(4, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    latents = torch.randn(4, 5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    figures = latent_figures(LatentCalibration(3), latents)
     noisy = StepRow(0, 1.0, 80.0, (-300.0, 300.0), (-60.0, 60.0), 0.0, 0.98)
     assert list(sampling_findings([noisy], figures)) == []
     late = dataclasses.replace(noisy, sigma=0.5)
