@@ -1,9 +1,14 @@
 """The diagnosis runs on models of every kind: what they cannot show is not measured."""
 
+from pathlib import Path
+
 import pytest
 from end_to_end_helper import cache, train_tiny  # noqa: F401 (a fixture)
 from test_end_to_end_conditions import train_pushed
 
+from vidpred import range_checks
+from vidpred.assembly import train
+from vidpred.configuration import load_config
 from vidpred.diagnosis import (
     check_inference,
     diagnose,
@@ -12,7 +17,9 @@ from vidpred.diagnosis import (
     subject_from_checkpoint,
     validation_clips,
 )
+from vidpred.diagnosis.report import not_judged
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 KINDS = {
     "prediction": (),
     "unconditional": ("--conditioning.scheme=unconditional", "--evaluation.task=unconditional"),
@@ -33,6 +40,9 @@ def test_every_kind_is_measured_and_judged(tmp_path, cache, kind):  # noqa: F811
     train_tiny(tmp_path, *KINDS[kind])
     diagnosis = examined(tmp_path / "tiny")
     predicts = kind not in ("unconditional", "no given frames", "images")
+    left = not_judged(diagnosis.measures)
+    assert (left == []) == predicts == ("loss_plateau" not in left)
+    assert any(line.startswith("not judged") for line in diagnosis_lines(diagnosis)) == (not predicts)
     for name in ("chain/copy_last", "rollout/finite", "given/swapped_over_own"):
         assert (name in diagnosis.measures) == predicts, name
 
@@ -42,6 +52,20 @@ def test_a_model_that_takes_conditions(tmp_path, cache):  # noqa: F811
     train_pushed(tmp_path)
     measures = examined(tmp_path / "pushed").measures
     assert "chain/copy_last" in measures and "rollout/finite" not in measures
+    assert not_judged(measures) == ["rollout_drift"]
+
+
+def test_one_picture_again_and_again_is_no_duplicate(tmp_path):
+    keys = {"name": "ring", "runs_dir": tmp_path, "device": "cpu", "data.height": 32, "data.width": 32,
+            "network.channels": [32, 32], "training.num_steps": 4, "training.batch_size": 2,
+            "training.visualize_every_step": 0, "evaluation.lpips_net": "none"}  # fmt: skip
+    ring = [f"--config={CONFIGS / 'red_circle.yaml'}", *(f"--{name}={value}" for name, value in keys.items())]
+    range_checks.reset()
+    assert train(load_config(ring)).status == "finished"
+    range_checks.reset()
+    diagnosis = diagnose(tmp_path / "ring", "cpu")
+    assert not {"data/twins", "data/val_twins"} & diagnosis.measures.keys()
+    assert "data_duplicated" not in {finding.name for finding in diagnosis.findings}
 
 
 def examined(run):

@@ -11,6 +11,7 @@ from vidpred.diagnosis.curve import MOST, LossCurve
 from vidpred.diagnosis.record import CLIPS, read_history, record_capacity, weight_sample
 from vidpred.diagnosis.record_measures import record_measures, reference_measures
 from vidpred.diagnosis.subject import recorded_clips
+from vidpred.training.inspection import Inspection
 
 
 def test_the_curve_keeps_every_loss_in_few_points():
@@ -65,6 +66,21 @@ def test_a_checkpoint_holds_what_training_saw_and_inference_repeats_it(tmp_path,
     few = reference_measures(subject.predictor, record.first(1, 2), {})
     assert few["vae/recorded_psnr"] == few["vae/psnr_on_recorded"] != measures["vae/recorded_psnr"]
     assert measures["x0/difference"] < 1e-3 < measures["x0/raw_to_averaged"] and record.scaling == 1
+
+
+def test_a_resumed_run_keeps_the_recorded_clips(tmp_path, cache):  # noqa: F811
+    """Read and encoded again, they would hide that the autoencoder is another one."""
+    train_tiny(tmp_path)
+    subject = subject_from_checkpoint(tmp_path / "tiny", "cpu")
+    recorded = subject.history.record
+    inspection = Inspection(subject.predictor, subject.conditioning, unreadable, 0, 4, reference=recorded)
+    tensors, values = inspection.record(None)
+    assert torch.equal(tensors["latents"], recorded.latents) and tuple(values["names"]) == recorded.names
+    assert torch.equal(tensors["reconstruction_psnr"], recorded.reconstruction_psnr)
+
+
+def unreadable(count, roles):
+    raise AssertionError("clips are read again")
 
 
 def test_an_older_checkpoint_has_no_history(tmp_path, cache):  # noqa: F811

@@ -320,6 +320,18 @@ def test_who_guesses_right_without_actions_is_not_steered(monkeypatch):
     assert uneven.most_by_chance == pytest.approx(0.625 + 2.5706 * 0.125 * (6 / 5) ** 0.5 / 6**0.5, abs=1e-4)
 
 
+def test_a_shape_that_stays_is_where_it_was_seen_last(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    from check_steering import errors_of_still
+
+    from vidpred.data import PushedShapesConfig
+
+    scenes = [pushed_scene(PushedShapesConfig(num_frames=6), "test", index) for index in range(3)]
+    errors = errors_of_still(scenes, frames=6, known=2)
+    for scene, of_scene in zip(scenes, errors):
+        np.testing.assert_allclose(of_scene, np.linalg.norm(scene.centres[2:6] - scene.centres[1], axis=1))
+
+
 def test_an_untrained_model_is_not_steered(run, tmp_path, run_file):
     code, lines, errors = run_file(
         TOOLS / "check_steering.py", "--checkpoint", run, "--device", "cpu", "--clips", "4", "--frames", "3",

@@ -256,6 +256,7 @@ def test_the_burst_of_a_loss_is_found_where_it_had_learned_before(tmp_path):
     assert burst([1, 0.2, 0.1, 5, 9, 90, 9, 9, 1, 0.3]) == 8
     assert burst([1, 0.2, 0.1, 0.1, 0.5, 0.9, 0.4, 0.3, 0.1, 0.3]) is None  # noise
     assert burst([0.1, 5, 9, 90, 9, 9, 1, 0.3]) is None  # had not learned
+    assert burst([1, 0.2, 0.1, 5, 9, float("nan"), 9, 9, 1, 0.3]) == 8
 
 
 def test_the_network_of_the_judgement_predicts_and_takes_conditions():
@@ -314,6 +315,8 @@ def test_tables_count_the_first_finding_and_targets_are_95_of_100_and_one_of_20(
     assert reached([*faults, missed, *sound, accused])
     assert not reached([*faults, missed, missed, *sound, accused])
     assert not reached([*faults, missed, *sound[:-1], accused, accused])
+    invisible = result("untrained", 0, [], psnr=19.5, visible=False)
+    assert split([invisible]) == ([], []) and reached([*faults, missed, invisible, *sound, accused])
     assert unseen([result("untrained", 0, [], psnr=19.5, visible=False)]) == ["untrained 0: 0.50 dB"]
 
 

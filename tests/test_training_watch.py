@@ -149,6 +149,33 @@ def test_a_loss_that_jumps_and_steps_that_are_skipped(caplog):
     assert "step 300  finding/weights_exploded: gone" in caplog.text and no_nan(caplog)
 
 
+WRONG_VAE = {"vae/difference": 1.2, "vae/difference_fitted": 1.0, "vae/difference_reordered": 1.2}
+SHUFFLED = {"data/disorder": 0.97, "data/order_contrast": 0.3}
+
+
+def test_what_a_fatal_finding_hides_and_what_a_resumed_run_has_cured(caplog):
+    watch, both = make_watch(), {"finding/data_shuffled": 1.0, "finding/wrong_vae": 1.0}
+    assert watch.check(100, SHUFFLED) == {"finding/data_shuffled": 1.0}
+    assert watch.check(200, {**SHUFFLED, **WRONG_VAE}) == both, "hidden, not gone"
+    resumed = make_watch()
+    resumed.load_state(json.loads(json.dumps(watch.state())))
+    assert resumed.check(300, {}) == {name: 0.0 for name in both} and resumed.check(400, {}) == {}
+
+
+def test_few_clips_say_nothing_of_a_scale_that_was_wrong():
+    watch = make_watch(batch_size=2)
+    for step, clips, stands in ((100, 64, 1.0), (110, 16, 1.0), (200, 64, 0.0)):
+        watch.see_ranges({"calibrated latents": measure((5 if step < 200 else 1) * torch.randn(4000))})
+        enter(watch, [0.1] * (clips // 2))
+        assert watch.check(step, {}) == {"finding/latent_scale_missing": stands}
+
+
+def test_every_tensor_that_is_not_finite_is_counted(caplog):
+    watch = make_watch()
+    watch._network.bias.data[0] = torch.nan
+    assert watch.check(100, {}) == {"finding/weights_not_finite": 1.0} and "1 tensors hold NaN" in caplog.text
+
+
 def test_a_loss_with_an_adversary_may_jump_and_be_negative():
     watch = make_watch(with_loss=False)
     for step, loss in ((100, 0.1), (200, -0.5), (300, 3.0)):

@@ -75,8 +75,7 @@ def main() -> int:
     own = subject.predictor.sampling.guidance.condition_scale
     rows = [_measure(options, subject, data, scenes, scale) for scale in dict.fromkeys([own, *options.guidance])]
     withheld = _measure(options, subject, data, scenes, None)
-    still = _errors_of(np.stack([np.repeat(scene.centres[:1], data.num_frames, 0) for scene in scenes]), scenes)
-    stays = Row("the shape stays", still[:, subject.predictor.context_frames :])
+    stays = Row("the shape stays", errors_of_still(scenes, data.num_frames, subject.predictor.context_frames))
     table = [*rows, withheld, stays]
     for line in _lines(table):
         print(line)
@@ -87,6 +86,12 @@ def main() -> int:
     print(f"verdict: {said}: {rows[0].follows:.1%} follow, at least {TARGET:.0%} must; {withheld.follows:.1%} without "
           f"actions, at most {stays.most_by_chance:.1%} may, as of a shape that stays")  # fmt: skip
     return 0 if steered else 1
+
+
+def errors_of_still(scenes: list[PushedScene], frames: int, known: int) -> np.ndarray:
+    """(clips, frames - known) pixels: of a shape that stays where the last of `known` given frames shows it."""
+    still = np.stack([np.repeat(scene.centres[known - 1 : known], frames, 0) for scene in scenes])
+    return _errors_of(still, scenes)[:, known:]
 
 
 def is_steered(told: Row, withheld: Row, stays: Row) -> bool:

@@ -55,9 +55,9 @@ def main() -> int:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar over the parts of a diagnosis, with an ETA, on the standard error stream."""
+    """A bar over the parts of a diagnosis, with an ETA; of a terminal alone."""
     layout = "{desc}: {percentage:3.0f}% |{bar}| [{elapsed}<{remaining}]"
-    with tqdm(total=sum(PARTS.values()), bar_format=layout, leave=False) as bar:
+    with tqdm(total=sum(PARTS.values()), bar_format=layout, leave=False, disable=None) as bar:
         order = list(PARTS)
 
         def starts(part: str) -> None:

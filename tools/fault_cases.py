@@ -131,7 +131,10 @@ def _plant_code() -> str:
 def _planted(name: Name, out: Path) -> Result:
     result = Result(name.fault, name.kind, name.number)
     if name.fault == "healthy":
-        model, health = healthy(name.set_name, name.kind, out)
+        try:
+            model, health = healthy(name.set_name, name.kind, out)
+        except UserError as error:
+            return dataclasses.replace(result, error=str(error))
         return dataclasses.replace(
             result, checkpoint=str(model.checkpoint), psnr=health.psnr, twin_psnr=health.floor, attempt=health.attempt,
             visible=health.healthy, health=health.words, watched=found_while_training(model.run),
@@ -154,7 +157,10 @@ def _planted(name: Name, out: Path) -> Result:
 
 
 def _diagnosed(result: Result) -> Result:
-    diagnosis = diagnose(Path(result.checkpoint), "cpu")
+    try:
+        diagnosis = diagnose(Path(result.checkpoint), "cpu")
+    except UserError as error:
+        return dataclasses.replace(result, error=str(error))
     measures = {key: value if math.isfinite(value) else str(value) for key, value in diagnosis.measures.items()}
     names = [finding.name for finding in diagnosis.findings]
     return dataclasses.replace(result, findings=names, measures=measures, notes=diagnosis.notes)

@@ -1,6 +1,7 @@
 """What a model of the fault bench is worth, without any diagnosis; and healthy models, trained until they are.
 
-    prediction   its PSNR is above that of whatever needs no learning, by a margin
+    prediction   its PSNR is above that of whatever needs no learning, by a margin (of clips under sensor noise, which
+                 nobody can predict and copying gets half of right: no more than 0.2 dB below)
     mean         of an uncertain future: so is that of the mean over trajectories
     generation   of nothing given: its clips are nearer to real ones, as distributions, than the mean picture is
     memory       of one batch: its loss has fallen towards 0
@@ -31,6 +32,7 @@ LONGER = 1.8  # times as many steps in each attempt
 NEARER = 0.5  # of the mean picture's distance from real clips
 FALLEN = 0.1  # of the first loss
 RISEN, SEVERAL = 10.0, 5  # times the least loss; losses in a row
+OVERFLOWN = 1e30  # stands for a loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def energy_distance(a: Tensor, b: Tensor) -> float:
 def burst(run: Path) -> Optional[int]:
     """The step that ends the SEVERAL losses in a row with the largest geometric mean, of a training that logged every
     step; None where it is not far above the least loss before them, or nothing was learned until then."""
-    logs = np.log([max(loss, 1e-9) for loss in _losses(run)])
+    logs = np.log([max(loss, 1e-9) if math.isfinite(loss) else OVERFLOWN for loss in _losses(run)])
     means = np.convolve(logs, np.ones(SEVERAL) / SEVERAL, mode="valid")
     worst = int(means.argmax())
     least = logs[: worst + 1].min()

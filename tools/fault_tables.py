@@ -60,9 +60,9 @@ def reached(results: Sequence[Result], least_healthy: int = LEAST_HEALTHY) -> bo
 
 
 def split(results: Sequence[Result]) -> tuple[list[Result], list[Result]]:
-    """(faults, healthy ones); without those that no training made healthy."""
-    sound = [one for one in results if one.fault == "healthy" and (one.visible or one.error)]
-    return [one for one in results if one.fault != "healthy"], sound
+    """(faults, healthy ones); without plants that cost nobody anything, and models that no training made healthy."""
+    counted = [one for one in results if one.visible or one.error]
+    return [one for one in counted if one.fault != "healthy"], [one for one in counted if one.fault == "healthy"]
 
 
 def unseen(results: Sequence[Result]) -> list[str]:

@@ -149,6 +149,11 @@ def record_clips(predictor: Predictor, clips: ClipBatch) -> RecordedClips:
     )  # fmt: skip
 
 
+def clips_of(record: TrainingRecord) -> RecordedClips:
+    """What `record_clips` gave for it."""
+    return RecordedClips(**{field.name: getattr(record, field.name) for field in dataclasses.fields(RecordedClips)})
+
+
 @torch.no_grad()
 def take_record(
     predictor: Predictor, averaged: Optional[nn.Module], clips: RecordedClips, seed: int

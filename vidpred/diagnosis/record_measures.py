@@ -109,7 +109,8 @@ def _decoding_measures(autoencoder: Autoencoder, record: TrainingRecord) -> dict
     decoded = to_uint8(autoencoder.decode(record.latents[:, : frames.shape[1]].to(device))).cpu()
     return {
         "vae/recorded_psnr": float(record.reconstruction_psnr.mean()),
-        "vae/psnr_on_recorded": float(reconstruction_psnr(autoencoder, frames.to(device)).mean()),
+        # What is not finite is as good as nothing.
+        "vae/psnr_on_recorded": float(reconstruction_psnr(autoencoder, frames.to(device)).nan_to_num(0.0).mean()),
         "vae/decoded_psnr": _psnr(decoded, frames),
         "vae/decoded_psnr_reordered": max(_psnr(decoded[:, :, list(order)], frames) for order in ORDERS),
     }

@@ -9,6 +9,9 @@ from vidpred.errors import UserError
 from vidpred.prediction import clip_advice
 
 
+OF_GIVEN_FRAMES = ("undertrained", "loss_plateau", "vae_bottleneck", "frozen_output", "given_frames_ignored")
+
+
 def results_folder(chosen: Optional[Path], default: Path) -> Path:
     """`chosen` or else `default`, made where it is missing. UserError when it cannot be written."""
     folder = chosen or default
@@ -37,6 +40,8 @@ def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield from _level_lines(diagnosis.levels)
     yield ""
     yield from _prediction_lines(diagnosis.measures)
+    if left := not_judged(diagnosis.measures):
+        yield f"not judged, for want of given frames to predict from, or of actions beyond the clips: {', '.join(left)}"
     for number, finding in enumerate(diagnosis.findings, start=1):
         yield ""
         yield f"finding {number} of {len(diagnosis.findings)} ({finding.severity}): {finding.name}"
@@ -47,13 +52,22 @@ def diagnosis_lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield "    (what else is off would follow from this, and was not judged)"
 
 
+def not_judged(measures: dict[str, float]) -> list[str]:
+    """Findings that this model could not be accused of, because what they are about was not measured."""
+    of_rollouts = [] if "rollout/finite" in measures else ["rollout_drift"]
+    if not measures.get("chain/finite"):
+        return []  # where weights or predictions are not finite, that is the finding
+    return of_rollouts if "chain/mse" in measures else [*OF_GIVEN_FRAMES, *of_rollouts]
+
+
 def summary(diagnosis: Diagnosis) -> str:
     """The figures of a healthy model in one line."""
     measures = diagnosis.measures
+    left = len(not_judged(measures))
     return (
         f"the one-step error is {measures['levels/ratio']:.2f} of what needs no learning, "
         f"clip rate {100 * measures['chain/clip_rate']:.2f} %, eps norm {measures['chain/eps_norm_least']:.2f} to "
-        f"{measures['chain/eps_norm_most']:.2f}"
+        f"{measures['chain/eps_norm_most']:.2f}" + (f"; {left} findings could not be judged" if left else "")
     )
 
 

@@ -213,7 +213,7 @@ def _other_network(evidence: str) -> Finding:
         "other_code_or_settings",
         f"{evidence}, and in no other parameterization it is the same",
         "the network computes something else than in training: other settings of it, another version of the code",
-        "restore the network section of the checkpoint's config.yaml, use the code of the training",
+        "restore the network and diffusion sections of the checkpoint's config.yaml, use the code of the training",
     )
 
 
@@ -291,7 +291,7 @@ def _vae_not_loaded(evidence: str) -> Finding:
         "vae_not_loaded",
         evidence,
         "the autoencoder's weights were not loaded, or are damaged",
-        "load the autoencoder of the training (autoencoder.pretrained)",
+        "load the autoencoder of the training (autoencoder.pretrained); autoencoder.half false where it overflows",
     )
 
 

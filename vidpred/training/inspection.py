@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from vidpred import distributed
 from vidpred.conditioning import ConditioningConfig
 from vidpred.data import ClipBatch
-from vidpred.diagnosis.record import CLIPS, RecordedClips, TrainingRecord, as_record, record_clips, take_record
+from vidpred.diagnosis.record import (
+    CLIPS,
+    RecordedClips,
+    TrainingRecord,
+    as_record,
+    clips_of,
+    record_clips,
+    take_record,
+)
 from vidpred.diagnosis.subject import diagnosed_roles
 from vidpred.frame_roles import FrameRoles
 from vidpred.prediction import Predictor
@@ -64,8 +72,11 @@ class Inspection:
         return self._watch.measures() if self._watch is not None else {}
 
     def _read(self) -> None:
-        """The clips, once: what they are encoded to does not change, and a run that is asked to stop saves quickly."""
-        if self._clips is None:
+        """The clips, once: what they are encoded to does not change, and a run that is asked to stop saves quickly. A
+        run that is resumed goes on with those of its record, so that another autoencoder cannot replace them."""
+        if self._clips is None and self._reference is not None:
+            self._clips = clips_of(self._reference)
+        elif self._clips is None:
             clips = self._read_clips()
             self._clips = None if clips is None else record_clips(self._predictor, clips)
 

@@ -124,6 +124,8 @@ class Trainer:
         """What happens now and then between two steps. Saving comes before what takes long."""
         if self._due(EVERY):
             self._look_for_faults()
+        if self._stopping and not self._done:
+            return
         if self._due(self._config.validate_every_step):
             self._validate()
         if self._due(self._config.checkpoint_every_step):

@@ -108,15 +108,22 @@ class Watch:
         """`finding/<name>`: 1 for what is wrong now, 0 for what was and is gone. Both are logged when they begin."""
         findings = self._findings(step, of_task)
         names = {finding.name for finding in findings}
-        gone = self._standing - names
+        fatal = any(finding.severity == "fatal" for finding in findings)  # what comes after it is not judged
+        hidden = self._standing - {"loss_not_finite"} if fatal else self._unjudged()
+        gone = self._standing - names - hidden
         for finding in findings:
             if finding.name not in self._standing:
                 logger.warning("step %d  finding/%s", step, finding)
         for name in sorted(gone):
             logger.info("step %d  finding/%s: gone", step, name)
+        names |= self._standing - gone
         self._standing = names
         self._skipped, self._entered, self._ranges = 0, 0, []
         return {f"finding/{name}": float(name in names) for name in sorted(names | gone)}
+
+    def _unjudged(self) -> set[str]:
+        """Names that nothing can be said of at this check: too few clips were seen since the last one."""
+        return set() if self._range_measures() else {"latent_scale_missing", "latent_scale_doubled"}
 
     def _findings(self, step: int, of_task: dict[str, float]) -> list[Finding]:
         findings = judge({**of_task, **self._weight_measures(step)})
@@ -130,9 +137,9 @@ class Watch:
         """The one place where the host waits for the weights."""
         before, self._before = self._before, self._weights()
         moved, followed = (_distance(now, then) for now, then in zip(self._before, before))
-        norms = torch.stack([_squares(self._network), _squares(self._ema.network)])
+        broken = sum(_not_finite_tensors(network) for network in (self._network, self._ema.network))
         found = {
-            "weights/not_finite": float((~norms.isfinite()).sum()),
+            "weights/not_finite": float(broken),
             "weights/moved": moved,
             "ema/decay": self._config.ema_decay,
             "ema/updates": float(self._ema.updates),
@@ -180,12 +187,13 @@ class Watch:
     # Checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a run that is resumed; it says once more what is wrong."""
+        """Plain values, for a run that is resumed."""
         return {
             "losses": list(self._losses),
             "first": self._first,
             "least": self._least if self._first is not None else None,
             "skipped": self._skipped,
+            "standing": sorted(self._standing),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -193,6 +201,7 @@ class Watch:
         self._losses.extend(state["losses"])
         self._first, self._skipped = state["first"], state["skipped"]
         self._least = math.inf if state["least"] is None else state["least"]
+        self._standing = set(state.get("standing", ()))
         self._before = self._weights()
 
 
@@ -241,5 +250,5 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float(torch.linalg.vector_norm(a - b))
 
 
-def _squares(network: nn.Module) -> Tensor:
-    return torch.stack([p.detach().double().square().sum() for p in network.parameters()]).sum().cpu()
+def _not_finite_tensors(network: nn.Module) -> int:
+    return int((~torch.stack([p.detach().isfinite().all() for p in network.parameters()])).sum())
