@@ -12,6 +12,7 @@ import torch
 from data_fixtures import Trouble, TroubleConfig
 
 from vidpred.data import (
+    clip_numbers,
     evaluation_batches,
     evenly_spaced_clips,
     require_half,
@@ -280,6 +281,9 @@ def test_fixed_clips_are_spread_over_items_and_over_their_windows():
     assert batch.draws.tolist() == numbers and batch.names[:3] == [
         "item 0", "item 1 (window 1 of 3)", "item 1 (window 2 of 3)",
     ]
+    assert clip_numbers(dataset, batch.names) == numbers
+    assert clip_numbers(Windows(1, 3, 1), batch.names) == [0, 1, 4, 7], "one file more"
+    assert clip_numbers(Windows(1, 2), [*batch.names, "item 9"]) == [0], "its windows begin elsewhere"
 
 
 def test_sampled_clips_are_seeded_and_bad_items_are_replaced(monkeypatch):

@@ -3,7 +3,7 @@
 from vidpred.data.arrays import ArraysConfig
 from vidpred.data.clips import Clip, ClipBatch, ClipDataset, ClipError
 from vidpred.data.config import DATASETS, ClipConfig, FolderConfig, build_dataset
-from vidpred.data.evaluation_batches import evaluation_batches, evenly_spaced_clips, require_half
+from vidpred.data.evaluation_batches import clip_numbers, evaluation_batches, evenly_spaced_clips, require_half
 from vidpred.data.frame_folder import FrameFolderConfig
 from vidpred.data.image_folder import ImageFolderConfig
 from vidpred.data.item_conditions import read_actions, read_metadata
@@ -39,6 +39,7 @@ __all__ = [
     "ShapesConfig",
     "VideoFolderConfig",
     "build_dataset",
+    "clip_numbers",
     "digit_tracks",
     "evaluation_batches",
     "evenly_spaced_clips",

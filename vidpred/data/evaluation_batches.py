@@ -5,6 +5,7 @@ frame in common, so that clips are as independent as the data set allows.
 """
 
 import logging
+import re
 from dataclasses import dataclass
 from typing import Callable, Iterator, Mapping, Optional, Sequence
 
@@ -126,6 +127,19 @@ def clip_name(dataset: ClipDataset, number: int) -> str:
     windows = dataset.num_windows(item)
     name = dataset.item_name(item)
     return name if windows == 1 else f"{name} (window {window + 1} of {windows})"
+
+
+def clip_numbers(dataset: ClipDataset, names: Sequence[str]) -> list[int]:
+    """Of the clips of these `clip_name`s, as many of them as there are: numbers change with the files, names do not."""
+    places = {dataset.item_name(item): item for item in range(len(dataset))}
+    numbers = []
+    for name in names:
+        parts = re.fullmatch(r"(.*) \(window (\d+) of \d+\)", name)
+        item, window = (parts[1], int(parts[2]) - 1) if parts else (name, 0)
+        number = window * len(dataset) + places[item] if item in places else -1
+        if number >= 0 and window < dataset.num_windows(places[item]) and clip_name(dataset, number) == name:
+            numbers.append(number)
+    return numbers
 
 
 class EvaluationBatches:

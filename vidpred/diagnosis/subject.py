@@ -18,6 +18,7 @@ from vidpred.data import (
     ClipDataset,
     ClipError,
     build_dataset,
+    clip_numbers,
     evaluation_batches,
     evenly_spaced_clips,
     require_half,
@@ -102,16 +103,13 @@ def diagnosed_clips(subject: Subject, count: int) -> ClipBatch:
 
 
 def recorded_clips(subject: Subject) -> Optional[ClipBatch]:
-    """The validation clips of the training's record as they are read now: those of its numbers that there still are
-    and that can be read; None where there is none, or no record."""
+    """The validation clips of the training's record as they are read now: those of its names that there still are and
+    that can be read; None where there is none, or no record."""
     record = subject.history.record if subject.history else None
     if record is None or subject.data is None:
         return None
     dataset = build_dataset(subject.data, "val", subject.seed)
-    items = len(dataset)
-    numbers = [
-        number for number in record.draws.tolist() if items and number // items < dataset.num_windows(number % items)
-    ]
+    numbers = clip_numbers(dataset, record.names)
     if not numbers:
         return None
     timeout = getattr(subject.data, "decode_timeout", ClipConfig.decode_timeout)
