@@ -109,6 +109,14 @@ def test_a_window_has_the_actions_of_its_frames_and_the_last_one_goes_on():
     assert torch.equal(summed[:, 2], ASKED.actions[:, 2] + ASKED.actions[:, 3])
 
 
+def test_a_keyframe_past_the_last_action_is_reached_by_known_and_repeated_ones():
+    pushed = Condition(actions=torch.ones(1, 11, 2), actions_known=torch.tensor([True]))
+    keyframes = pushed.at_frames(torch.tensor([1, 5, 9, 13])).actions
+    assert keyframes[0, 1:].tolist() == [[4, 4]] * 3  # a constant push, however many frames are skipped
+    rising = Condition(actions=torch.arange(4.0)[None, :, None], actions_known=torch.tensor([True]))
+    assert rising.at_frames(torch.tensor([0, 2, 4, 7])).actions.flatten().tolist()[1:] == [1 + 2, 3 + 3, 3 + 3 + 3]
+
+
 # Each kind in the network -----------------------------------------------------------------------------------
 
 

@@ -130,10 +130,10 @@ class Condition:
         """Actions at the frames (T,) int64, ascending, see `actions_at`; past the last action it is repeated."""
         if self.actions is None:
             return self
-        last = self.actions[:, -1:].expand(-1, len(frames), -1)
-        length = self.actions.shape[1]
-        shown = actions_at(self.actions, frames.clamp(max=length - 1))
-        return dataclasses.replace(self, actions=torch.where((frames < length)[:, None], shown, last))
+        missing = max(int(frames.max()) + 1 - self.actions.shape[1], 0)
+        # Before they are added up: a frame past the end is also reached by the actions that are known.
+        goes_on = torch.cat([self.actions, self.actions[:, -1:].expand(-1, missing, -1)], dim=1)
+        return dataclasses.replace(self, actions=actions_at(goes_on, frames))
 
 
 @dataclass(frozen=True)
