@@ -12,8 +12,18 @@ from PIL import Image
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from glyph_fonts import CAP_HEIGHT, GLYPHS, Rendering, draw, find_fonts, glyph_name, lacking, quality  # noqa: E402
-from render_glyphs import random_rendering  # noqa: E402
+from glyph_fonts import (  # noqa: E402
+    CAP_HEIGHT,
+    GLYPHS,
+    Font,
+    Rendering,
+    draw,
+    find_fonts,
+    glyph_name,
+    lacking,
+    quality,
+)
+from render_glyphs import held_out_families, random_rendering  # noqa: E402
 
 from vidpred.errors import UserError  # noqa: E402
 from vidpred.random_streams import host_generator  # noqa: E402
@@ -114,6 +124,16 @@ def test_the_folder_holds_what_its_captions_say(tmp_path, run_file, sans):
     assert (tmp_path / "b" / "metadata.jsonl").read_text() == (tmp_path / "a" / "metadata.jsonl").read_text()
     render(run_file, tmp_path / "c", *arguments, "--seed", "1")
     assert (tmp_path / "c" / "metadata.jsonl").read_text() != (tmp_path / "a" / "metadata.jsonl").read_text()
+
+
+@pytest.mark.parametrize("families, held_out", [
+    (["Liberation Mono", "Liberation Sans", "Liberation Serif"], {"Liberation Serif"}),  # one is left to train on
+    (["DejaVu Sans", "Liberation Mono", "Liberation Sans"], {"Liberation Mono", "Liberation Sans"}),
+    (["DejaVu Sans", "DejaVu Serif"], {"DejaVu Serif"}),
+])  # fmt: skip
+def test_what_is_held_out_leaves_fonts_to_train_on(families, held_out):
+    fonts = [Font(Path(f"{family}.ttf"), family, style) for family in families for style in ("Regular", "Bold")]
+    assert held_out_families(fonts, None) == held_out
 
 
 def test_slanted_fonts_and_other_files_of_a_font_folder(tmp_path, run_file):

@@ -76,11 +76,12 @@ def usable_fonts(places: list[Path] | None, glyphs: list[str], slanted: bool) ->
 
 
 def held_out_families(fonts: list[Font], asked: list[str] | None) -> set[str]:
-    """The families that are not trained on: those asked for, else all whose names begin with the usual word, else
-    the last by name."""
+    """The families that are not trained on: those asked for, else all whose names begin with the usual word, else,
+    where these are none or all, the last by name."""
     families = sorted({font.family for font in fonts})
     if asked is None:
-        return {family for family in families if family.startswith(USUAL_HELD_OUT)} or {families[-1]}
+        usual = {family for family in families if family.startswith(USUAL_HELD_OUT)}
+        return usual if 0 < len(usual) < len(families) else {families[-1]}
     unknown = sorted(set(asked) - set(families))
     if unknown:
         raise UserError(f"--held-out: there is no usable font family '{unknown[0]}'; there are {', '.join(families)}")
