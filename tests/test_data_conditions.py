@@ -222,6 +222,16 @@ def test_actions_are_those_of_the_window_and_its_stride(root):
     assert slower.conditions.actions[:, 0].tolist() == [0, 1 + 2, 3 + 4, 5 + 6]
 
 
+@pytest.mark.parametrize("change, sums", [
+    ({"frame_stride": 3}, [0, 1 + 2 + 3, 4 + 5 + 6, 7 + 8 + 9]),
+    ({"fps": 5.0}, [0, 1 + 2, 3 + 4, 5 + 6, 7 + 8, 9 + 10]),  # of 10 a second
+])  # fmt: skip
+def test_the_scale_of_actions_is_that_of_what_clips_show(root, change, sums):
+    dataset = videos(root, actions=True, **change)
+    rms = np.sqrt(np.mean(np.square(sums)))
+    assert dataset.action_scale == pytest.approx((rms, rms / 2), rel=1e-5)
+
+
 def break_file(path, rows):
     np.savetxt(path, rows, delimiter=",")
 

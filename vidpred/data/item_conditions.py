@@ -17,7 +17,7 @@ from vidpred import distributed
 from vidpred.conditions import ClipConditions, actions_at
 from vidpred.data.clips import DAMAGES, ClipError
 from vidpred.data.config import FolderConfig
-from vidpred.data.sources import Source
+from vidpred.data.sources import Source, nearest_frames
 from vidpred.errors import UserError
 
 METADATA = "metadata.jsonl"
@@ -29,7 +29,8 @@ class ItemConditions:
     """Of the items of all splits, by the name of their source.
 
     classes: name -> class, None without classes. texts: name -> text. action_files: name -> path under root.
-    action_scale: (A,) root mean square of each number over the training items, 1 where it is always 0.
+    action_scale: (A,) root mean square of each number over the training items, of frames at frame_stride, or at fps,
+        as clips show them (a larger stride, up to max_frame_stride, is not looked at); 1 where it is always 0.
     prompt_templates: as data.prompt_templates; `of` gives the text alone.
     """
 
@@ -86,7 +87,7 @@ def _find(
     texts = _texts(root, config.captions, names) if config.captions != "none" else None
     files, scale = None, ()
     if config.actions:
-        files, sizes = _action_files(root, sources)
+        files, sizes = _action_files(root, config, sources)
         scale = _scale(np.array([sizes[source.name] for source in splits["train"] or sources]))
     return ItemConditions(root, classes, texts, files, scale, tuple(config.prompt_templates))
 
@@ -172,12 +173,15 @@ def _read_text(path: Path, name: str) -> str:
 # Actions ---------------------------------------------------------------------------------------------------
 
 
-def _action_files(root: Path, sources: list[Source]) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-    """Source -> its side file relative to root, and the mean squares (A,) of its numbers; every file is read once."""
+def _action_files(
+    root: Path, config: FolderConfig, sources: list[Source]
+) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Source -> its side file relative to root, and the mean squares (A,) of its actions as clips show them; every file
+    is read once."""
     files, squares = {}, {}
     for source in sources:
         files[source.name] = _action_file(root, source)
-        squares[source.name] = _mean_squares(root / files[source.name], source.frames)
+        squares[source.name] = _mean_squares(root / files[source.name], config, source)
         first = sources[0].name
         size, before = len(squares[source.name]), len(squares[first])
         if size != before:
@@ -201,11 +205,22 @@ def _action_file(root: Path, source: Source) -> str:
     return found[0]
 
 
-def _mean_squares(path: Path, frames: int) -> np.ndarray:
+def _mean_squares(path: Path, config: FolderConfig, source: Source) -> np.ndarray:
+    """(A,) of the actions on the way to the frames that are taken from the source, of those between them the sum."""
     try:
-        return np.square(read_actions(path, frames), dtype=np.float64).mean(axis=0)
+        rows = read_actions(path, source.frames)
     except ClipError as error:
         raise UserError(f"data.actions: {error}") from error
+    taken = actions_at(torch.from_numpy(rows), torch.from_numpy(_taken_frames(config, source)))
+    return np.square(taken.numpy(), dtype=np.float64).mean(axis=0)
+
+
+def _taken_frames(config: FolderConfig, source: Source) -> np.ndarray:
+    """(T,) int64 indices: the source from its first frame on, at the stride or the rate of clips."""
+    if config.fps is None:
+        return np.arange(0, source.frames, config.frame_stride)
+    times = source.frame_times()
+    return nearest_frames(times, np.arange(0, times[-1] + 0.5 / source.fps, 1 / config.fps))
 
 
 def _scale(squares: np.ndarray) -> tuple[float, ...]:
