@@ -22,6 +22,7 @@ SETTINGS = {
     ],
     "context noise": [
         "--diffusion.motion_radius=2", "--conditioning.context_noise=0.2", "--sampling.context_noise=0.1",
+        "--conditioning.history_dropout=0.2",
         "--sampling.guidance.kind=fractional", "--sampling.guidance.scale=1.5", "--sampling.sampler=dpmpp_2m",
     ],
     "rectified flow": [
@@ -39,6 +40,7 @@ SETTINGS = {
     "eps, sigmoid, DPM++ SDE": [
         "--diffusion.parameterization=eps", "--diffusion.weight.kind=sigmoid", "--sampling.sampler=dpmpp_sde",
         "--sampling.guidance.kind=temporal", "--sampling.guidance.scale=1.2", "--diffusion.residual=false",
+        "--conditioning.history_dropout=0.2",
     ],
 }  # fmt: skip
 

@@ -189,6 +189,35 @@ def test_what_is_refused_on_the_command_line(arguments, message):
     assert message in refusal(arguments)
 
 
+VANILLA, FRACTIONAL, TEMPORAL = (
+    [f"--sampling.guidance.kind={kind}", "--sampling.guidance.scale=2"]
+    for kind in ("vanilla", "fractional", "temporal")
+)
+DROPOUT, NOISE = "--conditioning.history_dropout=0.1", "--conditioning.context_noise=0.1"
+HALF = '--conditioning.scheme={"prediction": 0.5, "unconditional": 0.5}'
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (VANILLA, "given frames, and conditioning.history_dropout is 0 and conditioning.scheme prediction always"),
+    (TEMPORAL, "conditioning.history_dropout is 0"),
+    ([*VANILLA, "--conditioning.min_context_frames=1"], "conditioning.history_dropout is 0"),
+    ([*FRACTIONAL, NOISE], "conditioning.history_dropout is 0"),
+    ([*FRACTIONAL, DROPOUT], "kind fractional noises the given frames, and conditioning.context_noise is 0"),
+])  # fmt: skip
+def test_guidance_on_a_history_that_was_never_trained_is_refused(arguments, message):
+    line = refusal(arguments)
+    assert line.startswith("sampling.guidance: ") and message in line
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--sampling.guidance.kind=vanilla"],  # a scale of 1 asks for nothing
+    [*VANILLA, DROPOUT], [*VANILLA, "--conditioning.scheme=random"], [*VANILLA, HALF],
+    [*VANILLA, "--conditioning.min_context_frames=0"], [*FRACTIONAL, DROPOUT, NOISE], [*TEMPORAL, DROPOUT],
+])  # fmt: skip
+def test_guidance_on_a_history_that_was_trained_is_possible(arguments):
+    assert load_config(arguments).sampling.guidance.kind != "none"
+
+
 @pytest.mark.parametrize(
     "text, message",
     [

@@ -27,7 +27,7 @@ RANGE_LINES = (
 TINY = """
 data: {num_frames: 5, height: 32, width: 32, clip_frames: 8, num_clips: 32, num_val_clips: 8,
        num_test_clips: 1}
-conditioning: {context_frames: 2}
+conditioning: {context_frames: 2, history_dropout: 0.05}
 network: {channels: [32, 64], blocks_per_level: 1, spatial_attention_levels: [],
           temporal_attention_levels: [1]}
 diffusion: {schedule: {kind: scaled_linear, beta_start: 0.00085, beta_end: 0.012}, parameterization: x0}
@@ -185,6 +185,17 @@ def test_a_video_that_cannot_go_on_is_one_line(workplace, run_tool, video, tmp_p
     code, lines, errors = run_tool(PREDICT, video, "--checkpoint", run, *more, cwd=tmp_path)
     assert code == 2 and message in errors[-1] and not any("Traceback" in line for line in errors)
     assert not list(tmp_path.glob("*.png")) and not list(tmp_path.glob("*_predicted.mp4"))
+
+
+def test_guidance_of_a_model_that_never_missed_its_history_is_refused(workplace, run_tool, video, tmp_path):
+    trained = read_checkpoint(workplace / "runs" / "tiny")
+    conditioning = {**trained.config["conditioning"], "history_dropout": 0.0}
+    store = CheckpointStore(tmp_path / "never" / "checkpoints")
+    store.save(trained.step, trained.tensors, trained.state, {**trained.config, "conditioning": conditioning}, {})
+    arguments = (video, "--checkpoint", tmp_path / "never", "--guidance")
+    code, _, errors = run_tool(PREDICT, *arguments, 1.5, cwd=tmp_path)
+    assert code == 2 and "--guidance 1.5: guidance compares with what is predicted without given frames" in errors[-1]
+    assert run_tool(PREDICT, *arguments, 1, "-n", 1, cwd=tmp_path)[0] == 0
 
 
 def test_not_finite_weights(workplace, run_tool, tmp_path):

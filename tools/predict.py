@@ -26,12 +26,13 @@ from torch import Tensor  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from vidpred.assembly import open_subject  # noqa: E402
+from vidpred.conditioning import require_trained_histories  # noqa: E402
 from vidpred.conditions import ConditionBatch  # noqa: E402
 from vidpred.data import ClipError, read_actions  # noqa: E402
 from vidpred.diagnosis import Subject, video_clip  # noqa: E402
 from vidpred.diffusion import SAMPLERS  # noqa: E402
 from vidpred.errors import UserError, door, require  # noqa: E402
-from vidpred.prediction import Predictor, RolloutOptions  # noqa: E402
+from vidpred.prediction import RolloutOptions  # noqa: E402
 from vidpred.video_io import trajectory_video, write_png  # noqa: E402
 
 
@@ -40,7 +41,7 @@ def main() -> int:
     options = _options()
     subject = open_subject(options.checkpoint, REPOSITORY / "configs" / "quickstart.yaml", options.device)
     predictor = subject.predictor
-    _apply(options, predictor)
+    _apply(options, subject)
     print(f"model: {subject.title}", flush=True)
     if options.interpolate:
         moments, fps = _interpolation(options, subject)
@@ -124,12 +125,15 @@ def _condition(options: argparse.Namespace, frames: int) -> ConditionBatch | Non
     return asked if asked.parts() else None
 
 
-def _apply(options: argparse.Namespace, predictor: Predictor) -> None:
+def _apply(options: argparse.Namespace, subject: Subject) -> None:
     """The sampling settings of the command line, checked as those of a configuration are."""
+    predictor = subject.predictor
     sampling = predictor.sampling.overridden(options.sampler, options.steps)
     if options.guidance is not None:
         kind = "vanilla" if sampling.guidance.kind == "none" else sampling.guidance.kind
         guidance = dataclasses.replace(sampling.guidance, kind=kind, scale=options.guidance)
+        hidden, noised = guidance.hides_history, guidance.noises_history
+        require_trained_histories(subject.conditioning, f"--guidance {options.guidance:g}", hidden, noised)
         sampling = dataclasses.replace(sampling, guidance=guidance)
     predictor.sampling = sampling
     if options.condition_guidance is not None:

@@ -21,7 +21,13 @@ import jsonargparse
 import yaml
 
 from vidpred.autoencoders import AUTOENCODERS
-from vidpred.conditioning import ConditionConfig, ConditioningConfig, generated_frames, trained_tasks
+from vidpred.conditioning import (
+    ConditionConfig,
+    ConditioningConfig,
+    generated_frames,
+    require_trained_histories,
+    trained_tasks,
+)
 from vidpred.config_keys import argument_keys, check_keys, complete_switches, known_keys, leaves
 from vidpred.config_messages import explain, one_line
 from vidpred.data import DATASETS
@@ -157,7 +163,10 @@ class Config(RunConfig):
             )
 
     def _require_possible_guidance(self) -> None:
-        scale, condition = self.sampling.guidance.condition_scale, self.condition
+        guidance, condition = self.sampling.guidance, self.condition
+        hidden, noised = guidance.hides_history, guidance.noises_history
+        require_trained_histories(self.conditioning, "sampling.guidance", hidden, noised)
+        scale = guidance.condition_scale
         if scale != 1 and not (condition.kinds and condition.dropout > 0):
             raise UserError(
                 f"sampling.guidance.condition_scale: {scale} compares with the network without its condition, and "

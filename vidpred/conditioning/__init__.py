@@ -11,6 +11,7 @@ from vidpred.conditioning.schemes import (
     evaluation_roles,
     generated_frames,
     prediction_roles,
+    require_trained_histories,
     trained_tasks,
     training_roles,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "evaluation_roles",
     "prediction_roles",
     "generated_frames",
+    "require_trained_histories",
     "trained_tasks",
     "training_roles",
 ]

@@ -3,6 +3,7 @@
 import numpy as np
 
 from vidpred.conditioning.config import TASKS, ConditioningConfig, TaskName
+from vidpred.errors import require
 from vidpred.frame_roles import FREE, GIVEN, HIDDEN, UNKNOWN, FrameRoles
 
 
@@ -34,6 +35,21 @@ def trained_tasks(config: ConditioningConfig) -> tuple[str, ...]:
     if "prediction" in schemes and config.min_context_frames == 0:
         trained.add("unconditional")
     return tuple(task for task in TASKS if task in trained)
+
+
+def require_trained_histories(config: ConditioningConfig, key: str, hidden: bool, noised: bool) -> None:
+    """UserError, which begins with `key`, where guidance asks a network that was trained like this about a history
+    that it never met: `hidden`, no given frame; `noised`, given frames under noise."""
+    require(
+        not hidden or config.history_dropout > 0 or "unconditional" in trained_tasks(config),
+        f"{key}: guidance compares with what is predicted without given frames, and conditioning.history_dropout is 0 "
+        f"and conditioning.scheme {config.scheme} always gives some; train with a dropout, or leave guidance out",
+    )
+    require(
+        not noised or config.context_noise > 0,
+        f"{key}: kind fractional noises the given frames, and conditioning.context_noise is 0; train with some, "
+        "or use kind vanilla",
+    )
 
 
 def generated_frames(config: ConditioningConfig, num_frames: int, has_images: bool) -> int:

@@ -94,6 +94,16 @@ class GuidanceConfig:
         )
 
     @property
+    def hides_history(self) -> bool:
+        """Whether the network is asked what it would say without any given frame."""
+        return any(part.latest == 0 for part in _history_branches(self))
+
+    @property
+    def noises_history(self) -> bool:
+        """Whether the network is asked what it would say of given frames under noise."""
+        return any(part.noise > 0 for part in _history_branches(self))
+
+    @property
     def limited(self) -> bool:
         """Whether guidance acts on some levels only."""
         return self.low > 0 or self.high < 1
