@@ -1,0 +1,64 @@
+"""What a resume compares where a user wrote keys in part."""
+
+import json
+from pathlib import Path
+
+import pytest
+from end_to_end_helper import tiny_config
+
+from vidpred.assembly.identity import require_same_run
+from vidpred.checkpoint_store import Checkpoint
+from vidpred.configuration import load_config
+from vidpred.errors import UserError
+
+MIXTURE = ["--data.kind=mixture", "--data.num_frames=4", "--data.height=16", "--data.width=16",
+           "--conditioning.context_frames=2"]  # fmt: skip
+SHAPES = "--data.videos={kind: shapes, clip_frames: 6}"
+
+
+def resume(before, now):
+    saved = json.loads(json.dumps(before.resolved()))
+    require_same_run(now, Checkpoint(Path("runs/tiny/checkpoints/step_00000001"), 1, {}, {}, saved, {}))
+
+
+def mixture(*more, images=", min_score: 5", shapes=SHAPES):
+    return load_config([*MIXTURE, shapes, f"--data.images={{kind: image_folder{images}}}", *more])
+
+
+HALVES = '--conditioning.scheme={"prediction": 0.5, "random": 0.5}'
+
+
+@pytest.mark.parametrize("before, now, line", [
+    (HALVES, "--conditioning.scheme=random",
+     "conditioning.scheme: is random, but the run in .* was started with {prediction: 0.5, random: 0.5}"),
+    ("--conditioning.scheme=prediction", HALVES, "conditioning.scheme: is {prediction: 0.5, random: 0.5}"),
+    ("--conditioning.scheme=random", '--conditioning.scheme={"random": 1}', None),
+    (HALVES, '--conditioning.scheme={"random": 0.5, "prediction": 0.5}', None),
+])  # fmt: skip
+def test_a_scheme_is_compared_whole(tmp_path, before, now, line):
+    before, now = (tiny_config(tmp_path, each) for each in (before, now))
+    if line is None:
+        return resume(before, now)
+    with pytest.raises(UserError, match=f"^{line}"):
+        resume(before, now)
+
+
+@pytest.mark.parametrize("change, line", [
+    (dict(images=", flip: true, crop: random"), "data.images.crop: is random, but the run in .* started with center"),
+    (dict(images=", flip: true, min_score: 5"), "data.images.flip: is True, but"),
+    (dict(shapes="--data.videos={kind: shapes}"), "data.videos.clip_frames: is"),
+    (dict(shapes="--data.videos={kind: moving_digits}"), "data.videos"),
+    (dict(more=["--data.flip=true"]), "data.flip: is True"),  # not the sources that have it
+    (dict(more=["--data.width=32"]), "data.width: is 32"),
+])  # fmt: skip
+def test_the_sources_of_a_mixture_are_compared_with_what_was_left_out(change, line):
+    change = dict(change)
+    before, more = mixture(), change.pop("more", [])
+    with pytest.raises(UserError, match=f"^{line}"):
+        resume(before, mixture(*more, **change))
+
+
+def test_places_and_means_of_a_mixture_may_change():
+    moved = ", min_score: 5.0, root: /elsewhere, num_workers: 1, flip: false"
+    means = ["--data.decode_timeout=7", "--data.num_workers=2", "--data.max_bad_fraction=0.5"]
+    resume(mixture(), mixture(*means, images=moved))
