@@ -1,4 +1,4 @@
-"""What a resume compares where a user wrote keys in part."""
+"""What a resume compares: keys that a user wrote in part, and keys that are part of a loss."""
 
 import json
 from pathlib import Path
@@ -62,3 +62,16 @@ def test_places_and_means_of_a_mixture_may_change():
     moved = ", min_score: 5.0, root: /elsewhere, num_workers: 1, flip: false"
     means = ["--data.decode_timeout=7", "--data.num_workers=2", "--data.max_bad_fraction=0.5"]
     resume(mixture(), mixture(*means, images=moved))
+
+
+def test_the_net_of_a_loss_is_part_of_it():
+    def vae(net, weight):
+        return load_config(["--task=autoencoder", f"--evaluation.lpips_net={net}", f"--vae.lpips_weight={weight}"])
+
+    with pytest.raises(UserError, match="^evaluation.lpips_net: is alex, but the run in .* was started with squeeze"):
+        resume(vae("squeeze", 0.1), vae("alex", 0.1))
+    resume(vae("squeeze", 0), vae("alex", 0))  # a figure, and no loss
+
+
+def test_the_net_of_a_figure_may_change(tmp_path):
+    resume(tiny_config(tmp_path), tiny_config(tmp_path, "--evaluation.lpips_net=alex"))

@@ -5,7 +5,7 @@ from typing import Any, Iterator
 
 from vidpred.checkpoint_store import Checkpoint
 from vidpred.conditioning import ConditioningConfig
-from vidpred.configuration import RunConfig
+from vidpred.configuration import RunConfig, VaeConfig
 from vidpred.data import MixtureConfig
 from vidpred.errors import UserError
 
@@ -39,7 +39,10 @@ def require_same_run(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 def _identity(resolved: dict[str, Any]) -> dict[str, Any]:
     """What must not change within a run, by dotted key."""
-    fixed = {key: value for key, value in _flat(_completed(resolved)) if key.startswith(FIXED_KEYS)}
+    fixed_keys = FIXED_KEYS
+    if resolved.get("task") == VaeConfig.task and resolved["vae"].get("lpips_weight", 0) > 0:
+        fixed_keys += ("evaluation.lpips_net",)  # of the loss there, and not of the figures alone
+    fixed = {key: value for key, value in _flat(_completed(resolved)) if key.startswith(fixed_keys)}
     return {key: value for key, value in fixed.items() if key not in FREE_KEYS}
 
 
