@@ -119,6 +119,31 @@ def test_nothing_is_skipped_silently(root, tmp_path):
     assert clip.frames.shape == (1, 3, 16, 16) and clip.frame_times.tolist() == [0] and clip.conditions is None
 
 
+def test_a_tiff_whose_directory_is_damaged_is_refused_with_a_reason(root):
+    """Any of its numbers may say that it is text: Pillow then stumbles over types and not over values."""
+    whole = save(root, "whole.tif").read_bytes()
+    start = int.from_bytes(whole[4:8], "little") + 2
+    reasons = []
+    for entry in range(int.from_bytes(whole[start - 2 : start], "little")):
+        place = start + 12 * entry + 2  # of its type, after the two bytes of its tag
+        (root / "damaged.tif").write_bytes(whole[:place] + (2).to_bytes(2, "little") + whole[place + 2 :])
+        try:
+            read_picture(root / "damaged.tif")
+        except ClipError as error:
+            reasons.append(str(error))
+    assert any(reason.startswith("damaged: ") for reason in reasons)
+
+
+@pytest.mark.parametrize("error", [TypeError, OverflowError, ZeroDivisionError])
+def test_what_pillow_lets_out_is_a_reason(root, error, monkeypatch):
+    def transpose(image):
+        raise error("of its arithmetic")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", transpose)
+    with pytest.raises(ClipError, match="^damaged: of its arithmetic"):
+        read_picture(save(root, "a.png"))
+
+
 def test_a_picture_that_is_gone_later_is_named(root):
     save(root, "a.png")
     dataset = build_dataset(small(root, **NO_SPLIT), "train", 0)

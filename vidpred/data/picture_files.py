@@ -18,6 +18,11 @@ from vidpred.data.decoding import check_file
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 OPAQUE, SEE_THROUGH = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"), ("LA", "La", "PA", "RGBA", "RGBa")
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+# What Pillow lets out of its own arithmetic with damaged headers, TIFF directories and EXIF.
+PILLOW_DAMAGES = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, TypeError, OverflowError,
+    ZeroDivisionError,
+)  # fmt: skip
 
 
 def read_picture(path: Path, size: Optional[tuple[int, int]] = None) -> np.ndarray:
@@ -41,7 +46,7 @@ def read_picture(path: Path, size: Optional[tuple[int, int]] = None) -> np.ndarr
         raise ClipError("is not a picture: in no format that is known") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ClipError(f"has more than {Image.MAX_IMAGE_PIXELS} pixels; shrink it") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error) as error:
+    except PILLOW_DAMAGES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         kind = "truncated" if "truncated" in reason.lower() else "damaged"
         raise ClipError(f"{kind}: {reason[:200]}") from error
