@@ -187,13 +187,12 @@ class Watch:
     # Checkpoints -------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Plain values, for a run that is resumed."""
+        """Plain values, for a run that is resumed; it says once more what is wrong."""
         return {
             "losses": list(self._losses),
             "first": self._first,
             "least": self._least if self._first is not None else None,
             "skipped": self._skipped,
-            "standing": sorted(self._standing),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -201,7 +200,6 @@ class Watch:
         self._losses.extend(state["losses"])
         self._first, self._skipped = state["first"], state["skipped"]
         self._least = math.inf if state["least"] is None else state["least"]
-        self._standing = set(state.get("standing", ()))
         self._before = self._weights()
 
 
