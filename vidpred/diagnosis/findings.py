@@ -13,7 +13,7 @@ from vidpred.prediction.range_lines import MANY
 Severity = Literal["fatal", "serious"]
 
 EXPLODED = 10.0  # times the largest value of the data
-EXPLODED_FROM = 0.3  # alpha, of a level of unit variance, below which x0 = x / alpha + ... may be large in a sound model
+EXPLODED_FROM = 0.3  # alpha, of a level of unit variance, below which x0 = x / alpha + ... may be large
 EPS_TOO_LARGE, EPS_TOO_SMALL = 1.5, 0.5  # times the bounds within which the eps norm lies
 OUTSIDE, OUTSIDE_FRACTION = 0.1, 0.05  # how far beyond [0, 1] decoded frames may go, and how many of them
 
