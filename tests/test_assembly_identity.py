@@ -61,7 +61,9 @@ def test_the_sources_of_a_mixture_are_compared_with_what_was_left_out(change, li
 def test_places_and_means_of_a_mixture_may_change():
     moved = ", min_score: 5.0, root: /elsewhere, num_workers: 1, flip: false"
     means = ["--data.decode_timeout=7", "--data.num_workers=2", "--data.max_bad_fraction=0.5"]
-    resume(mixture(), mixture(*means, images=moved))
+    before, now = mixture(), mixture(*means, images=moved)
+    assert before.resolved() != now.resolved(), "they are read"
+    resume(before, now)
 
 
 def test_the_net_of_a_loss_is_part_of_it():
@@ -74,4 +76,6 @@ def test_the_net_of_a_loss_is_part_of_it():
 
 
 def test_the_net_of_a_figure_may_change(tmp_path):
-    resume(tiny_config(tmp_path), tiny_config(tmp_path, "--evaluation.lpips_net=alex"))
+    before, now = tiny_config(tmp_path), tiny_config(tmp_path, "--evaluation.lpips_net=alex")
+    assert before.evaluation.lpips_net != now.evaluation.lpips_net == "alex"
+    resume(before, now)

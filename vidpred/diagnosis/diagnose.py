@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional, Union
 
 from torch import Tensor
 
-from vidpred.data import ClipBatch, build_dataset
+from vidpred.data import ClipBatch
 from vidpred.denoiser import Denoiser
 from vidpred.diagnosis.curve import LossPoint
 from vidpred.diagnosis.data_measures import STILL, data_measures, frame_changes
@@ -111,7 +111,7 @@ def _data(subject: Subject, examined: ClipBatch, recorded: Optional[ClipBatch]) 
     for name in ("twins", "still", "repetition"):
         if f"data/{name}" in of_training:
             found[f"data/val_{name}"] = of_validation[f"data/{name}"]
-    if build_dataset(subject.data, "val", subject.seed).one_clip:  # is meant to be the same one again and again
+    if subject.validation_data.one_clip:  # is meant to be the same one again and again
         found = {name: value for name, value in found.items() if not name.endswith("twins")}
     record = subject.history.record if subject.history else None
     if record is not None and record.frames.shape[1] > 1:

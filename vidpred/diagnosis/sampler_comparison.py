@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vidpred.conditioning import prediction_roles
-from vidpred.data import build_dataset, evenly_spaced_clips
+from vidpred.data import evenly_spaced_clips
 from vidpred.diagnosis.inference import now
 from vidpred.diagnosis.subject import Subject
 from vidpred.diffusion import SAMPLERS, SamplingConfig, StepReport, require_sampling
@@ -250,7 +250,7 @@ class _Bench:
             num_clips=clips, batch_size=min(BATCH_SIZE, clips), lpips_net="none", num_panels=0
         )
         self.seeds = list(seeds)
-        self.dataset = build_dataset(subject.data, "val", subject.seed)
+        self.dataset = subject.validation_data
 
     @property
     def batches(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -61,6 +62,11 @@ class Subject:
     name: str
     history: Optional[TrainingHistory] = None
 
+    @functools.cached_property
+    def validation_data(self) -> ClipDataset:
+        """Its validation split, found once. Raises UserError."""
+        return build_dataset(self.data, "val", self.seed)
+
 
 def subject_from_checkpoint(path: Union[str, Path], device: str = "auto") -> Subject:
     """The model of a checkpoint directory, or of the latest checkpoint of a run folder. Raises UserError."""
@@ -92,13 +98,13 @@ def diagnosed_roles(conditioning: ConditioningConfig) -> FrameRoles:
 
 def validation_clips(subject: Subject, count: int) -> ClipBatch:
     """`count` clips, or all if there are fewer, evenly spaced over the validation split of its data."""
-    dataset = build_dataset(subject.data, "val", subject.seed)
+    dataset = subject.validation_data
     return _read(subject, dataset, evenly_spaced_clips(dataset, count))
 
 
 def diagnosed_clips(subject: Subject, count: int) -> ClipBatch:
     """As `validation_clips`, with the roles that a diagnosis asks for."""
-    dataset = build_dataset(subject.data, "val", subject.seed)
+    dataset = subject.validation_data
     return _read(subject, dataset, evenly_spaced_clips(dataset, count), diagnosed_roles(subject.conditioning))
 
 
@@ -108,7 +114,7 @@ def recorded_clips(subject: Subject) -> Optional[ClipBatch]:
     record = subject.history.record if subject.history else None
     if record is None or subject.data is None:
         return None
-    dataset = build_dataset(subject.data, "val", subject.seed)
+    dataset = subject.validation_data
     numbers = clip_numbers(dataset, record.names)
     if not numbers:
         return None
